@@ -1,0 +1,77 @@
+# make train    set everything up in .venv, then train a VAE (options: make train ARGS="--epochs 3")
+# make test     set everything up in .venv, then run the tests (options: make test ARGS="-k kl")
+# make build    compile what changed and say what was built
+# make lint     all static checks           make format   format Python, C++ and CUDA
+# make gpu      build here with the torch of $(PYTHON), without .venv, and run the tests on CUDA
+# make clean    remove all that the other verbs made
+#
+# PYTHON, VENV and TORCH can be given too. pip and uv read their own environment variables, such as
+# PIP_EXTRA_INDEX_URL.
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+ARGS   ?=
+
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: train test build lint format gpu clean
+
+train: $(VENV)/train.done $(VENV)/build.done
+	$(BIN)/python -m fastvae train $(ARGS)
+
+test: $(VENV)/test.done $(VENV)/build.done
+	$(BIN)/python -m pytest -q $(ARGS)
+
+build: $(VENV)/build.done
+	$(BIN)/python -m fastvae info
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/dev.done
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+gpu:
+	$(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest -q --device cuda $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info fastvae/_C.* fastvae/_no_binary.txt
+	find . -name __pycache__ -prune -exec rm -r {} +
+
+# Each finished step leaves a file, so that nothing is installed or compiled twice.
+
+$(VENV)/venv.done:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "$(PYTHON) is missing or older than 3.10: set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "$(PYTHON) cannot make virtual environments: install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+
+# The usual torch for Linux brings gigabytes of CUDA. Where there is no NVIDIA driver the CPU build
+# serves: pip's if it is told of one, else the one from PyTorch's own index, which uv knows.
+$(VENV)/torch.done: $(VENV)/venv.done
+	$(PIP) 'setuptools>=77' pybind11 ninja numpy
+	if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+	  $(PIP) '$(TORCH)+cpu' 2>/dev/null || { $(PIP) uv \
+	    && $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu '$(TORCH)'; }; \
+	fi || echo "no CPU build of torch found: taking the usual one, which is large"
+	$(PIP) '$(TORCH)'
+	touch $@
+
+$(VENV)/train.done $(VENV)/test.done $(VENV)/dev.done: $(VENV)/torch.done pyproject.toml setup.py
+	$(PIP) --no-build-isolation --editable '.[$(basename $(@F))]'
+	touch $@
+
+$(VENV)/build.done: $(VENV)/torch.done setup.py $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@

@@ -1,0 +1,124 @@
+// One call of an op: its operands are checked, broadcast and collapsed to a Plan, its outputs
+// allocated, its kernel chosen by device, instruction set and type. Written once for all ops.
+//
+//   Call call("rsample_kl", param);
+//   call.gaussian("mu", mu, "logvar", logvar, packed_dim);  // inputs, in the order of the struct
+//   call.noise(seed);
+//   call.rows(event_ndim);
+//   Tensor z = call.output(), kl = call.value();            // outputs, in the order of the struct
+//   call.run<RsampleKL<2>::Forward>();
+//
+// The documented checks, with advice, are in fastvae/_arguments.py and serve every backend; those
+// here keep a direct call of torch.ops.fastvae from reading foreign memory.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "formulas.h"
+#include "plan.h"
+
+namespace fastvae {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Dims = std::vector<int64_t>;
+
+// The position of `Op` in `Steps`.
+template <class Op, class... Ops>
+constexpr int index_in(List<Ops...>) {
+  int index = -1, i = 0;
+  ((index = std::is_same_v<Op, Ops> ? i : index, ++i), ...);
+  return index;
+}
+
+class Call {
+ public:
+  Call(const char* op, int64_t param);
+
+  void input(const char* name, const Tensor& tensor);
+  void constant(double value);
+  // Two inputs: the tensors, or the halves of the first along `packed_dim` when `s` is none.
+  void gaussian(const char* mu_name, const Tensor& mu, const char* s_name, const OptionalTensor& s,
+                int64_t packed_dim);
+  // `seed`: an int64 tensor on the inputs' device, one for all or one a row.
+  void noise(const Tensor& seed, const Dims& sample_shape = {});
+  // The last `event_ndim` dimensions are one row, to be summed.
+  void rows(int64_t event_ndim);
+
+  // Upstream gradients: of z, an input with the common shape; of the rows' sums.
+  void grad_output(const Tensor& grad);
+  void grad_value(const Tensor& grad);
+
+  Tensor output();
+  Tensor value();
+  // Of the first `count` inputs; undefined where `needs` lacks the bit, and for the second of a
+  // packed pair, whose gradients are the halves of the first.
+  std::vector<Tensor> gradients(int count, int64_t needs);
+
+  template <class Op>
+  void run() {
+    launch(index_in<Op>(Steps{}), Op::step);
+  }
+
+ private:
+  // A tensor as the collapse sees it, or positions in the noise stream or among the rows.
+  struct Operand {
+    std::string name;
+    OptionalTensor tensor;
+    Dims sizes;           // its own
+    Dims strides;         // along the common shape, 0 where it is broadcast; set by finish_shape()
+    int64_t offset = 0;   // of its first element in `tensor`: the second half of a packed pair
+    int packed_dim = -1;
+    int64_t trailing = 0;  // dimensions of the common shape that its own end before: the event's
+    double constant = 0;  // without a tensor
+  };
+  struct Gradient {
+    Operand operand;  // what the kernel writes
+    Tensor result;    // what the caller gets
+    // Of a broadcast input: the kernel's terms, in slots (CPU) or of the common shape (CUDA), that
+    // finish() adds up.
+    bool reduced = false;
+    OptionalTensor terms;
+  };
+
+  [[noreturn]] void fail(const std::string& message) const;
+  Operand operand(const char* name, const Tensor& tensor) const;
+  void check_type(const Operand& operand, DType dtype) const;
+  void finish_shape();
+  void finish_order();
+  Dims spread(const Operand& operand, const Dims& strides) const;
+  Dims dense_strides(const Dims& sizes, int64_t trailing = 0) const;
+  Tensor allocate(const Dims& sizes, const Dims& strides, DType dtype) const;
+  void make_dense(Operand& operand) const;
+  void* address(const Operand& operand, DType dtype) const;
+  bool collapse(const Step& step);
+  void cut();
+  bool on_cpu() const;
+  void point(Gradient& gradient, Output& output);
+  void finish(Gradient& gradient, const Output& output);
+  void launch(int step_index, const Step& step);
+
+  const char* op_;
+  Plan plan_;
+  DType dtype_ = DType::float32, accumulate_ = DType::float32;
+  int32_t device_type_ = 0, device_index_ = 0;
+
+  std::vector<Operand> inputs_;
+  std::optional<Operand> grad_output_, grad_value_, output_, value_;
+  std::vector<std::optional<Gradient>> gradients_;
+  OptionalTensor seed_;
+  Dims sample_shape_;
+  int64_t event_ndim_ = -1;  // -1: the op sums nothing
+
+  Dims shape_;              // common, the sample shape in front; set by finish_shape()
+  std::vector<int> order_;  // of the dimensions in memory, outermost first
+  int64_t numel_ = 1;
+  int lead_ = 0;       // dimensions before the event
+  bool sums_ = false;  // false also where a row has one element
+};
+
+}  // namespace fastvae

@@ -1,0 +1,9 @@
+#define FASTVAE_TARGET baseline
+#include <type_traits>
+
+#include "../formulas.h"
+#include "loops.h"
+
+namespace fastvae {
+const KernelTable kBaselineKernels = make_table(Steps{});
+}

@@ -1,0 +1,80 @@
+#include "dispatch.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+#include "kernels.h"
+
+namespace fastvae {
+namespace {
+
+// A parallel region costs a few microseconds; the caller does less work than this alone.
+constexpr int64_t kGrain = 16384;
+
+struct Capability {
+  const char* name;
+  const KernelTable* kernels;
+};
+
+Capability find_capability() {
+  const char* wish = std::getenv("FASTVAE_CPU_CAPABILITY");
+  const std::string_view most = wish ? wish : "avx512";
+#if FASTVAE_X86
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (avx512 && most == "avx512") return {"avx512", &kAvx512Kernels};
+  if (avx2 && most != "baseline") return {"avx2", &kAvx2Kernels};
+#endif
+  return {"baseline", &kBaselineKernels};
+}
+
+const Capability& capability() {
+  static const Capability found = find_capability();
+  return found;
+}
+
+template <class A>
+void add(const A* from, int64_t stride, int64_t count, int64_t step, A* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < count; ++j) sum += from[i * stride + j * step];
+    to[i] = A(sum);
+  }
+}
+
+}  // namespace
+
+const char* cpu_capability() { return capability().name; }
+
+void run_on_cpu(int step, DType dtype, const Plan& plan) {
+  const Kernel kernel = capability().kernels->kernel[step][int(dtype)];
+  const int64_t elements = plan.pieces * plan.inner;
+  if (plan.slots > 0) {
+    // Slot s has units [s, s + 1) * units / slots, whoever runs it.
+    const auto slots = [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s)
+        kernel(plan, s * plan.units / plan.slots, (s + 1) * plan.units / plan.slots, s);
+    };
+    if (plan.slots == 1) return slots(0, 1);
+    return torch::stable::parallel_for(0, plan.slots, 1, slots);
+  }
+  if (elements <= kGrain) return kernel(plan, 0, plan.units, 0);
+  const int64_t unit = std::max<int64_t>(1, elements / plan.units);
+  torch::stable::parallel_for(0, plan.units, std::max<int64_t>(1, kGrain / unit),
+                              [&](int64_t begin, int64_t end) { kernel(plan, begin, end, 0); });
+}
+
+void add_on_cpu(DType accumulate, const void* from, int64_t stride, int64_t count, int64_t step,
+                void* to, int64_t n) {
+  if (accumulate == DType::float64)
+    add(static_cast<const double*>(from), stride, count, step, static_cast<double*>(to), n);
+  else
+    add(static_cast<const float*>(from), stride, count, step, static_cast<float*>(to), n);
+}
+
+}  // namespace fastvae

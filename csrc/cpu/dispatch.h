@@ -1,0 +1,20 @@
+// The CPU's side of a call: which instruction set, how many threads.
+#pragma once
+
+#include <cstdint>
+
+#include "../plan.h"
+
+namespace fastvae {
+
+// "avx512", "avx2" or "baseline": the best that the processor has, or what FASTVAE_CPU_CAPABILITY
+// asks for if that is no more.
+const char* cpu_capability();
+
+void run_on_cpu(int step, DType dtype, const Plan& plan);
+
+// to[i] = sum over j < count of from[i * stride + j * step], in double, in this order.
+void add_on_cpu(DType accumulate, const void* from, int64_t stride, int64_t count, int64_t step,
+                void* to, int64_t n);
+
+}  // namespace fastvae

@@ -1,0 +1,22 @@
+// The table that one instruction set offers. Plain data: safe to include under any compiler flags.
+#pragma once
+
+#include "../plan.h"
+
+namespace fastvae {
+
+constexpr int kSteps = 12;  // the length of `Steps` in formulas.h
+
+using Kernel = void (*)(const Plan& plan, int64_t begin, int64_t end, int64_t slot);
+
+struct KernelTable {
+  Kernel kernel[kSteps][kDTypes];
+};
+
+extern const KernelTable kBaselineKernels;
+#if FASTVAE_X86
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512Kernels;
+#endif
+
+}  // namespace fastvae

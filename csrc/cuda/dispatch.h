@@ -1,0 +1,23 @@
+// The CUDA side of a call. Without USE_CUDA there is none, and nobody calls.
+#pragma once
+
+#include <cstdint>
+
+#include "../plan.h"
+
+namespace fastvae {
+
+#ifdef USE_CUDA
+constexpr bool kHasCuda = true;
+// On the current device and stream. `op` is for the message if the launch fails.
+void run_on_cuda(const char* op, int step, DType dtype, const Plan& plan);
+// As add_on_cpu.
+void add_on_cuda(DType accumulate, const void* from, int64_t stride, int64_t count, int64_t step,
+                 void* to, int64_t n);
+#else
+constexpr bool kHasCuda = false;
+inline void run_on_cuda(const char*, int, DType, const Plan&) {}
+inline void add_on_cuda(DType, const void*, int64_t, int64_t, int64_t, void*, int64_t) {}
+#endif
+
+}  // namespace fastvae

@@ -1,0 +1,221 @@
+// One struct per op, forward beside backward, over one number or a vector, on host and device.
+//
+// Notation: q = N(mu, sigma^2), read from (mu, s) with `s` in the caller's parameterization, and
+// h = ln sigma = logvar / 2. Gradients with respect to s go through dh/ds. The loops (cpu/loops.h,
+// cuda/loops.cuh) hand each step its inputs, the noise and the upstream gradient of the summed value,
+// and take the outputs and the value to sum.
+//
+// e^t - 1 - t is never formed by subtraction: near posterior collapse (mu, logvar -> 0) that would
+// lose every digit. With E = expm1(h) and T = e^h - 1 - h >= 0 from one polynomial (math.h),
+//   e^{2h} - 1      = E (E + 2)
+//   e^{2h} - 1 - 2h = E^2 + 2 T
+// are sums of terms of one sign, and e^h = sigma comes with them.
+#pragma once
+
+#include "math.h"
+#include "plan.h"
+
+namespace fastvae {
+inline namespace FASTVAE_TARGET {
+
+struct Scale : ScaleForm {
+  template <class V>
+  FASTVAE_INLINE V log_sigma(V s) const {
+    return V(factor) * (logarithmic ? s : log(s));
+  }
+  // NaN below 0, as its logarithm is.
+  template <class V>
+  FASTVAE_INLINE V sigma(V s) const {
+    if (logarithmic) return exp(V(factor) * s).exp;
+    if (factor == 0.5f) return sqrt(s);
+    return select(s < V(0), V(Constants<Real<V>>::nan), s);
+  }
+  template <class V>
+  FASTVAE_INLINE V inverse_sigma(V s) const {
+    if (logarithmic) return exp(V(-factor) * s).exp;
+    return V(1) / sigma(s);
+  }
+  // dh/ds
+  template <class V>
+  FASTVAE_INLINE V log_sigma_slope(V s) const {
+    return logarithmic ? V(factor) : V(factor) / s;
+  }
+  // d sigma / ds, finite at s = std = 0
+  template <class V>
+  FASTVAE_INLINE V sigma_slope(V s) const {
+    if (logarithmic) return V(factor) * sigma(s);
+    if (factor == 0.5f) return V(0.5) / sqrt(s);
+    return select(s < V(0), V(Constants<Real<V>>::nan), V(1));
+  }
+};
+
+// What a step of an op reads and gives. `noise`: it takes a standard normal. `value`: it returns the
+// number that is summed over a row. `row_grad`: it takes the upstream gradient of that sum.
+struct Step {
+  int inputs;
+  int outputs;
+  bool noise = false;
+  bool value = false;
+  bool row_grad = false;
+};
+
+// The inputs of a step backward are those of its step forward, then the gradient of z if there is a z;
+// output k is the gradient of input k. A step's operands are read by name: `const auto& [mu, s] = in;`
+template <class V, int N>
+using Values = V[N > 0 ? N : 1];
+
+// ---- z = mu + sigma eps --------------------------------------------------------------------------
+
+struct Rsample {
+  struct Forward {
+    static constexpr Step step{.inputs = 2, .outputs = 1, .noise = true};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[2], V, V eps, V (&out)[1]) {
+      const auto& [mu, s] = in;
+      out[0] = fma(scale.sigma(s), eps, mu);
+      return V(0);
+    }
+  };
+  struct Backward {
+    static constexpr Step step{.inputs = 3, .outputs = 2, .noise = true};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V, V eps, V (&out)[2]) {
+      const V &s = in[1], &grad_z = in[2];
+      auto& [grad_mu, grad_s] = out;
+      grad_mu = grad_z;
+      grad_s = grad_z * eps * scale.sigma_slope(s);
+      return V(0);
+    }
+  };
+};
+
+// ---- KL(q || p), p = N(0, 1) or N(prior_mu, prior_sigma^2) ------------------------------------------
+
+// to N(0, 1): 1/2 (mu^2 + e^{2h} - 1 - 2h)
+template <class V>
+FASTVAE_INLINE V kl(Scale scale, const V (&q)[2]) {
+  const auto& [mu, s] = q;
+  const Exp<V> e = exp(scale.log_sigma(s));
+  return V(0.5) * fma(mu, mu, fma(e.expm1, e.expm1, V(2) * e.tail));
+}
+
+template <class V>
+FASTVAE_INLINE void kl_backward(Scale scale, V grad_kl, const V (&q)[2], V (&grad)[2]) {
+  const auto& [mu, s] = q;
+  auto& [grad_mu, grad_s] = grad;
+  const V expm1 = exp(scale.log_sigma(s)).expm1;
+  grad_mu = grad_kl * mu;
+  grad_s = grad_kl * (expm1 * (expm1 + V(2))) * scale.log_sigma_slope(s);
+}
+
+// to p: 1/2 (e^{2d} - 1 - 2d + w^2), d = h_q - h_p, w = (mu_q - mu_p) / sigma_p
+template <class V>
+FASTVAE_INLINE V kl(Scale scale, const V (&qp)[4]) {
+  const auto& [mu, s, prior_mu, prior_s] = qp;
+  const Exp<V> e = exp(scale.log_sigma(s) - scale.log_sigma(prior_s));
+  const V w = (mu - prior_mu) * scale.inverse_sigma(prior_s);
+  return V(0.5) * fma(w, w, fma(e.expm1, e.expm1, V(2) * e.tail));
+}
+
+template <class V>
+FASTVAE_INLINE void kl_backward(Scale scale, V grad_kl, const V (&qp)[4], V (&grad)[4]) {
+  const auto& [mu, s, prior_mu, prior_s] = qp;
+  auto& [grad_mu, grad_s, grad_prior_mu, grad_prior_s] = grad;
+  const V expm1 = exp(scale.log_sigma(s) - scale.log_sigma(prior_s)).expm1;
+  const V growth = expm1 * (expm1 + V(2));  // e^{2d} - 1
+  const V inverse = scale.inverse_sigma(prior_s);
+  const V w = (mu - prior_mu) * inverse;
+  grad_mu = grad_kl * (w * inverse);
+  grad_s = grad_kl * growth * scale.log_sigma_slope(s);
+  grad_prior_mu = V(0) - grad_mu;
+  grad_prior_s = V(0) - grad_kl * fma(w, w, growth) * scale.log_sigma_slope(prior_s);
+}
+
+// N = 2: the prior is N(0, 1); N = 4: it is given.
+template <int N>
+struct KLDivergence {
+  struct Forward {
+    static constexpr Step step{.inputs = N, .outputs = 0, .value = true};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V, V, Values<V, 0>&) {
+      return kl(scale, in);
+    }
+  };
+  struct Backward {
+    static constexpr Step step{.inputs = N, .outputs = N, .row_grad = true};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V grad_kl, V, V (&out)[N]) {
+      kl_backward(scale, grad_kl, in, out);
+      return V(0);
+    }
+  };
+};
+
+// ---- z and KL in one pass ------------------------------------------------------------------------
+
+template <int N>
+struct RsampleKL {
+  struct Forward {
+    static constexpr Step step{.inputs = N, .outputs = 1, .noise = true, .value = true};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V, V eps, V (&out)[1]) {
+      out[0] = fma(scale.sigma(in[1]), eps, in[0]);
+      return kl(scale, in);
+    }
+  };
+  struct Backward {
+    static constexpr Step step{.inputs = N + 1, .outputs = N, .noise = true, .row_grad = true};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N + 1], V grad_kl, V eps,
+                                  V (&out)[N]) {
+      V gaussians[N];
+      for (int i = 0; i < N; ++i) gaussians[i] = in[i];
+      const V grad_z = in[N];
+      kl_backward(scale, grad_kl, gaussians, out);
+      out[0] = out[0] + grad_z;
+      out[1] = fma(grad_z * eps, scale.sigma_slope(in[1]), out[1]);
+      return V(0);
+    }
+  };
+};
+
+// ---- log N(x; mean, sigma^2) = -1/2 w^2 - h - 1/2 ln 2 pi, w = (x - mean) / sigma -------------------
+
+struct GaussianLogProb {
+  struct Forward {
+    static constexpr Step step{.inputs = 3, .outputs = 0, .value = true};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V, V, Values<V, 0>&) {
+      const auto& [x, mean, s] = in;
+      const V half_log_two_pi(Real<V>(0.918938533204672741780329736406));
+      const V w = (x - mean) * scale.inverse_sigma(s);
+      return fma(V(-0.5) * w, w, V(0) - scale.log_sigma(s)) - half_log_two_pi;
+    }
+  };
+  struct Backward {
+    static constexpr Step step{.inputs = 3, .outputs = 3, .row_grad = true};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V grad_log_prob, V, V (&out)[3]) {
+      const auto& [x, mean, s] = in;
+      auto& [grad_x, grad_mean, grad_s] = out;
+      const V inverse = scale.inverse_sigma(s);
+      const V w = (x - mean) * inverse;
+      grad_mean = grad_log_prob * (w * inverse);
+      grad_x = V(0) - grad_mean;
+      grad_s = grad_log_prob * fma(w, w, V(-1)) * scale.log_sigma_slope(s);
+      return V(0);
+    }
+  };
+};
+
+// Every step, in the order of the kernel tables.
+template <class... Steps>
+struct List {};
+using Steps =
+    List<Rsample::Forward, Rsample::Backward, KLDivergence<2>::Forward, KLDivergence<2>::Backward,
+         KLDivergence<4>::Forward, KLDivergence<4>::Backward, RsampleKL<2>::Forward,
+         RsampleKL<2>::Backward, RsampleKL<4>::Forward, RsampleKL<4>::Backward,
+         GaussianLogProb::Forward, GaussianLogProb::Backward>;
+
+}  // namespace FASTVAE_TARGET
+}  // namespace fastvae

@@ -1,0 +1,85 @@
+// The Python module fastvae._C: what this binary is. Importing it also registers the operators of
+// ops.cpp with PyTorch, because both live in the same shared library.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "cpu/dispatch.h"
+#include "philox.h"
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr const char* kCompiler =
+#if defined(__clang__)
+    "Clang " __clang_version__;
+#elif defined(__GNUC__)
+    "GCC " __VERSION__;
+#else
+    "unknown";
+#endif
+
+py::list split(const char* text, char separator) {
+  return py::str(text).attr("split")(std::string(1, separator));
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = kCompiler;
+  info["cxx_standard"] = static_cast<long>(__cplusplus);
+  info["torch_built"] = FASTVAE_TORCH_BUILT;
+#ifdef USE_CUDA
+  info["cuda_version"] = FASTVAE_CUDA;
+  info["cuda_archs"] = split(FASTVAE_CUDA_ARCHS, ';');
+#else
+  info["cuda_version"] = py::none();
+  info["cuda_archs"] = py::none();
+#endif
+#if FASTVAE_X86
+  info["instruction_sets"] = split("baseline;avx2;avx512", ';');
+#else
+  info["instruction_sets"] = split("baseline", ';');
+#endif
+  return info;
+}
+
+// ---- Doors for the tests into the code that the kernels are made of -----------------------------
+
+py::tuple philox_words(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key_low,
+                       uint32_t key_high) {
+  const auto words =
+      fastvae::philox(fastvae::Block<uint32_t>{{c0, c1, c2, c3}}, key_low, key_high);
+  return py::make_tuple(words.w[0], words.w[1], words.w[2], words.w[3]);
+}
+
+py::tuple box_muller(uint32_t a, uint32_t b) {
+  const auto pair = fastvae::box_muller<float>(int32_t(a), int32_t(b));
+  return py::make_tuple(pair.first, pair.second);
+}
+
+// e^t, e^t - 1, e^t - 1 - t and ln t of every element.
+template <class R>
+py::tuple elementary(const py::array_t<R, py::array::c_style>& t) {
+  py::array_t<R> out[4] = {py::array_t<R>(t.size()), py::array_t<R>(t.size()),
+                           py::array_t<R>(t.size()), py::array_t<R>(t.size())};
+  for (py::ssize_t i = 0; i < t.size(); ++i) {
+    const fastvae::Exp<R> e = fastvae::exp(t.data()[i]);
+    const R values[4] = {e.exp, e.expm1, e.tail, fastvae::log(t.data()[i])};
+    for (int k = 0; k < 4; ++k) out[k].mutable_data()[i] = values[k];
+  }
+  return py::make_tuple(out[0], out[1], out[2], out[3]);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The native part of fastvae; use it through the fastvae package.";
+  m.def("build_info", &build_info, "What this binary was built with and for.");
+
+  m.def("cpu_capability", &fastvae::cpu_capability, "The instruction set that the kernels use.");
+
+  m.def("_philox_words", &philox_words, "Philox4x32-10 of a counter and a key.");
+  m.def("_box_muller", &box_muller, "Two words to two normals.");
+  m.def("_elementary_float", &elementary<float>, "exp, expm1, exp(t) - 1 - t, log.");
+  m.def("_elementary_double", &elementary<double>, "exp, expm1, exp(t) - 1 - t, log.");
+}

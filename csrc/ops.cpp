@@ -1,0 +1,180 @@
+// The operators of torch.ops.fastvae: schemas and, for each, its operands by name.
+//
+// In all of them `param` is 0 logvar, 1 log_std, 2 std, 3 var; a Gaussian whose second tensor is none
+// is packed, its halves lying along `packed_dim`; `needs` has bit i set if the gradient of the i-th
+// differentiable argument is wanted, and what is not wanted comes back undefined (None).
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "call.h"
+
+namespace fastvae {
+namespace {
+
+using Two = std::tuple<Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+Four four(const std::vector<Tensor>& g) {
+  return {g[0], g[1], g.size() > 2 ? g[2] : Tensor(), g.size() > 3 ? g[3] : Tensor()};
+}
+
+// q, and p if it is given. Returns how many inputs that is.
+int gaussians(Call& call, const Tensor& mu, const OptionalTensor& logvar,
+              const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+              int64_t packed_dim) {
+  call.gaussian("mu", mu, "logvar", logvar, packed_dim);
+  if (!prior_mu) return 2;
+  call.gaussian("prior_mu", *prior_mu, "prior_logvar", prior_logvar, packed_dim);
+  return 4;
+}
+
+Tensor rsample(const Tensor& mu, const OptionalTensor& logvar, const Tensor& seed, int64_t param,
+               int64_t packed_dim, const std::vector<int64_t>& sample_shape) {
+  Call call("rsample", param);
+  call.gaussian("mu", mu, "logvar", logvar, packed_dim);
+  call.noise(seed, sample_shape);
+  Tensor z = call.output();
+  call.run<Rsample::Forward>();
+  return z;
+}
+
+Two rsample_backward(const Tensor& grad_z, const Tensor& mu, const OptionalTensor& logvar,
+                     const Tensor& seed, int64_t param, int64_t packed_dim,
+                     const std::vector<int64_t>& sample_shape, int64_t needs) {
+  Call call("rsample_backward", param);
+  call.gaussian("mu", mu, "logvar", logvar, packed_dim);
+  call.grad_output(grad_z);
+  call.noise(seed, sample_shape);
+  const std::vector<Tensor> grads = call.gradients(2, needs);
+  call.run<Rsample::Backward>();
+  return {grads[0], grads[1]};
+}
+
+Tensor kl_divergence(const Tensor& mu, const OptionalTensor& logvar, const OptionalTensor& prior_mu,
+                     const OptionalTensor& prior_logvar, int64_t param, int64_t packed_dim,
+                     int64_t event_ndim) {
+  Call call("kl_divergence", param);
+  const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
+  call.rows(event_ndim);
+  Tensor kl = call.value();
+  n == 2 ? call.run<KLDivergence<2>::Forward>() : call.run<KLDivergence<4>::Forward>();
+  return kl;
+}
+
+Four kl_divergence_backward(const Tensor& grad_kl, const Tensor& mu, const OptionalTensor& logvar,
+                            const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                            int64_t param, int64_t packed_dim, int64_t event_ndim, int64_t needs) {
+  Call call("kl_divergence_backward", param);
+  const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
+  call.rows(event_ndim);
+  call.grad_value(grad_kl);
+  const std::vector<Tensor> grads = call.gradients(n, needs);
+  n == 2 ? call.run<KLDivergence<2>::Backward>() : call.run<KLDivergence<4>::Backward>();
+  return four(grads);
+}
+
+Two rsample_kl(const Tensor& mu, const OptionalTensor& logvar, const OptionalTensor& prior_mu,
+               const OptionalTensor& prior_logvar, const Tensor& seed, int64_t param,
+               int64_t packed_dim, int64_t event_ndim) {
+  Call call("rsample_kl", param);
+  const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
+  call.noise(seed);
+  call.rows(event_ndim);
+  Tensor z = call.output();
+  Tensor kl = call.value();
+  n == 2 ? call.run<RsampleKL<2>::Forward>() : call.run<RsampleKL<4>::Forward>();
+  return {z, kl};
+}
+
+Four rsample_kl_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& mu,
+                         const OptionalTensor& logvar, const OptionalTensor& prior_mu,
+                         const OptionalTensor& prior_logvar, const Tensor& seed, int64_t param,
+                         int64_t packed_dim, int64_t event_ndim, int64_t needs) {
+  Call call("rsample_kl_backward", param);
+  const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
+  call.grad_output(grad_z);
+  call.noise(seed);
+  call.rows(event_ndim);
+  call.grad_value(grad_kl);
+  const std::vector<Tensor> grads = call.gradients(n, needs);
+  n == 2 ? call.run<RsampleKL<2>::Backward>() : call.run<RsampleKL<4>::Backward>();
+  return four(grads);
+}
+
+// Without a tensor `logvar`, the number `scale` stands for it.
+Tensor gaussian_log_prob(const Tensor& x, const Tensor& mean, const OptionalTensor& logvar,
+                         double scale, int64_t param, int64_t event_ndim) {
+  Call call("gaussian_log_prob", param);
+  call.input("x", x);
+  call.input("mean", mean);
+  logvar ? call.input("logvar", *logvar) : call.constant(scale);
+  call.rows(event_ndim);
+  Tensor log_prob = call.value();
+  call.run<GaussianLogProb::Forward>();
+  return log_prob;
+}
+
+Three gaussian_log_prob_backward(const Tensor& grad_log_prob, const Tensor& x, const Tensor& mean,
+                                 const OptionalTensor& logvar, double scale, int64_t param,
+                                 int64_t event_ndim, int64_t needs) {
+  Call call("gaussian_log_prob_backward", param);
+  call.input("x", x);
+  call.input("mean", mean);
+  logvar ? call.input("logvar", *logvar) : call.constant(scale);
+  call.rows(event_ndim);
+  call.grad_value(grad_log_prob);
+  const std::vector<Tensor> grads = call.gradients(3, needs);
+  call.run<GaussianLogProb::Backward>();
+  return {grads[0], grads[1], grads[2]};
+}
+
+// The same function serves every device; Call chooses the kernel.
+template <class Library>
+void implement(Library& m) {
+  m.impl("rsample", TORCH_BOX(&rsample));
+  m.impl("rsample_backward", TORCH_BOX(&rsample_backward));
+  m.impl("kl_divergence", TORCH_BOX(&kl_divergence));
+  m.impl("kl_divergence_backward", TORCH_BOX(&kl_divergence_backward));
+  m.impl("rsample_kl", TORCH_BOX(&rsample_kl));
+  m.impl("rsample_kl_backward", TORCH_BOX(&rsample_kl_backward));
+  m.impl("gaussian_log_prob", TORCH_BOX(&gaussian_log_prob));
+  m.impl("gaussian_log_prob_backward", TORCH_BOX(&gaussian_log_prob_backward));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(fastvae, m) {
+  m.def(
+      "rsample(Tensor mu, Tensor? logvar, Tensor seed, int param, int packed_dim, "
+      "int[] sample_shape) -> Tensor");
+  m.def(
+      "rsample_backward(Tensor grad_z, Tensor mu, Tensor? logvar, Tensor seed, int param, "
+      "int packed_dim, int[] sample_shape, int needs) -> (Tensor, Tensor)");
+  m.def(
+      "kl_divergence(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, int param, "
+      "int packed_dim, int event_ndim) -> Tensor");
+  m.def(
+      "kl_divergence_backward(Tensor grad_kl, Tensor mu, Tensor? logvar, Tensor? prior_mu, "
+      "Tensor? prior_logvar, int param, int packed_dim, int event_ndim, int needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "rsample_kl(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, "
+      "int param, int packed_dim, int event_ndim) -> (Tensor, Tensor)");
+  m.def(
+      "rsample_kl_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor? logvar, "
+      "Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, int param, int packed_dim, "
+      "int event_ndim, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "gaussian_log_prob(Tensor x, Tensor mean, Tensor? logvar, float scale, int param, "
+      "int event_ndim) -> Tensor");
+  m.def(
+      "gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mean, Tensor? logvar, "
+      "float scale, int param, int event_ndim, int needs) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(fastvae, CUDA, m) { implement(m); }
+
+}  // namespace fastvae

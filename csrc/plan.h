@@ -1,0 +1,90 @@
+// What a loop is told: where the operands lie and how the work is cut. Plain data, no torch; the same
+// struct drives the CPU loops and is passed to CUDA kernels by value.
+//
+// The operands' common shape has been collapsed to `dims` outer dimensions and one inner dimension
+// of `inner` elements, along which every operand has stride 1 or 0 (0: one value for all of it). A
+// point of the outer dimensions is a *piece*. A *row* (what is summed to one number) is a run of
+// `pieces_per_row` consecutive pieces. A *unit* is the work of one thread or block: whole pieces of
+// one row, or one segment of a piece.
+#pragma once
+
+#include <cstdint>
+
+namespace fastvae {
+
+enum class DType : int { float32, float64, bfloat16, float16 };
+constexpr int kDTypes = 4;
+
+// How the second argument s of a Gaussian is read: ln sigma = factor * s, or factor * ln s.
+struct ScaleForm {
+  bool logarithmic = true;
+  float factor = 0.5f;
+};
+
+constexpr int kMaxDims = 6;
+constexpr int kMaxInputs = 5;
+constexpr int kMaxOutputs = 4;
+
+// Offsets count elements of the operand's own type.
+struct Layout {
+  int64_t stride[kMaxDims] = {};
+  int64_t inner = 0;
+};
+
+struct Input {
+  const void* data = nullptr;  // null: every element is `constant`
+  Layout layout;
+  double constant = 0;
+};
+
+enum class Mode : int {
+  discard,  // the caller does not want it
+  full,     // one element for every element of the common shape
+  reduced   // the operand was broadcast: sum into `data`, which has the slots described below
+};
+
+struct Output {
+  void* data = nullptr;
+  Mode mode = Mode::discard;
+  Layout layout;
+  int64_t extent = 0;  // reduced: elements in one slot
+
+  void write(Mode how, void* where) {
+    mode = how;
+    data = where;
+  }
+};
+
+// Where an element lies in the noise stream.
+struct Noise {
+  const int64_t* seed = nullptr;
+  bool seed_per_row = false;
+  Layout row, column, sample;
+};
+
+struct Plan {
+  ScaleForm scale;
+  int dims = 0;
+  int64_t size[kMaxDims] = {};
+  int64_t inner = 1;
+  int64_t pieces = 1;
+  int64_t pieces_per_row = 1;
+
+  int64_t units = 1;
+  int64_t units_per_row = 1;
+  int64_t pieces_per_unit = 1;    // > 1 only where segments == 1
+  int64_t segments = 1;           // of a piece
+  int64_t segment_size = 1;       // in elements; the last may be shorter
+  // Reduced outputs are accumulated in `slots` slices, each by one thread from its own run of units,
+  // and added up in order afterwards: the result does not depend on the number of threads.
+  int64_t slots = 0;
+
+  Input input[kMaxInputs];
+  Output output[kMaxOutputs];
+  Input row_grad;  // in accumulation type
+  Output value;    // in accumulation type; `full` where nothing is summed
+  void* unit_sums = nullptr;  // accumulation type, one for each unit, where rows are summed
+  Noise noise;
+};
+
+}  // namespace fastvae

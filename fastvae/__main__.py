@@ -1,0 +1,5 @@
+"""`python -m fastvae`: see `fastvae.cli`."""
+
+from fastvae.cli import main
+
+raise SystemExit(main())

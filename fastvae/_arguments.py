@@ -1,0 +1,165 @@
+"""Checks and canonical forms of arguments, made once for every op, backend and device.
+
+Nothing here looks at values: on a GPU that would wait for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "PARAMS",
+    "TensorLike",
+    "check_param",
+    "check_sample_shape",
+    "event_dims",
+    "gaussian_arguments",
+    "gaussians",
+    "make_seed",
+]
+
+TensorLike = Tensor | float
+
+PARAMS = ("logvar", "log_std", "std", "var")  # in the order of the kernels' codes
+_CODES = {name: code for code, name in enumerate(PARAMS)}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_param(param: str) -> int:
+    """The kernels' code of a parameterization.
+
+    Raises:
+        ValueError: `param` is not one of `PARAMS`.
+    """
+    try:
+        return _CODES[param]
+    except (KeyError, TypeError):
+        raise ValueError(f"param is {param!r}; want one of {', '.join(map(repr, PARAMS))}") from None
+
+
+def event_dims(event_ndim: int | None, ndim: int) -> int:
+    """How many trailing dimensions of `ndim` are one event: by default all but the first."""
+    if event_ndim is None:
+        return max(ndim - 1, 0)
+    if isinstance(event_ndim, bool) or not isinstance(event_ndim, int):
+        raise TypeError(f"event_ndim is {event_ndim!r}; want an int or None")
+    if not 0 <= event_ndim <= ndim:
+        raise ValueError(f"event_ndim is {event_ndim}; want 0 to {ndim} for {ndim} dimensions")
+    return event_ndim
+
+
+def gaussian_arguments(**arguments: TensorLike) -> tuple[list[Tensor], torch.Size]:
+    """Floating-point tensors of one dtype and device, and the shape they broadcast to.
+
+    Python numbers become 0-d tensors like the first tensor; with no tensor at all, they take
+    PyTorch's default dtype. The tensors keep their own shapes: kernels broadcast while reading.
+
+    Raises:
+        TypeError: an argument is no tensor or number, or not of a supported floating dtype, or the
+            dtypes differ.
+        ValueError: the devices differ, or the shapes do not broadcast.
+    """
+    values = list(arguments.values())
+    first = next((value for value in values if isinstance(value, Tensor)), None)
+    if first is None:
+        first = torch.empty((), dtype=torch.get_default_dtype())
+    shape, dtype, device = first.shape, first.dtype, first.device
+    same = dtype in _DTYPES
+    for value in values:
+        if not isinstance(value, Tensor) or value.dtype != dtype or value.device != device:
+            same = False
+            break
+        if value.shape != shape:
+            shape = None
+    if same and shape is not None:
+        return values, first.shape
+    return _canonical(arguments, first)
+
+
+def gaussians(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None,
+    prior_logvar: TensorLike | None,
+) -> tuple[list[Tensor], torch.Size]:
+    """The tensors of q, or of q and p, as `gaussian_arguments` makes them."""
+    if prior_mu is None and prior_logvar is None:
+        return gaussian_arguments(mu=mu, logvar=logvar)
+    if prior_mu is None or prior_logvar is None:
+        missing = "prior_mu" if prior_mu is None else "prior_logvar"
+        raise ValueError(f"{missing} is None; want both prior_mu and prior_logvar, or neither")
+    return gaussian_arguments(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+
+
+def _canonical(arguments: dict[str, TensorLike], first: Tensor) -> tuple[list[Tensor], torch.Size]:
+    tensors: list[Tensor] = []
+    first_name = next((n for n, value in arguments.items() if value is first), "the default")
+    for name, value in arguments.items():
+        if isinstance(value, Real):
+            value = torch.full((), float(value), dtype=first.dtype, device=first.device)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; want a tensor or a number")
+        if value.dtype not in _DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise TypeError(f"{name} has dtype {value.dtype}; want one of {names}")
+        if value.dtype != first.dtype:
+            raise TypeError(
+                f"{name} has dtype {value.dtype}, {first_name} has {first.dtype}; want one dtype"
+            )
+        if value.device != first.device:
+            raise ValueError(
+                f"{name} is on {value.device}, {first_name} on {first.device}; want one device"
+            )
+        tensors.append(value)
+    try:
+        return tensors, torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    except RuntimeError:
+        shapes = ", ".join(
+            f"{name} {list(tensor.shape)}" for name, tensor in zip(arguments, tensors, strict=True)
+        )
+        raise ValueError(f"shapes do not broadcast: {shapes}") from None
+
+
+def make_seed(
+    seed: Tensor | int | None,
+    generator: torch.Generator | None,
+    device: torch.device,
+    batch: int | None,
+) -> Tensor:
+    """The seed tensor of a call: drawn from `generator` if None is given.
+
+    `batch` is the size of dimension 0, the only length that a per-row seed may have.
+    """
+    if seed is None:
+        return torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
+    if generator is not None:
+        raise ValueError("seed and generator are both given; want one of them")
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed has dtype {seed.dtype}; want torch.int64")
+        if seed.device != device:
+            raise ValueError(f"seed is on {seed.device}; want {device}, where the input is")
+        if seed.dim() != 0 and (batch is None or seed.shape != (batch,)):
+            rows = "" if batch is None else f", or [{batch}]: one for each row"
+            raise ValueError(f"seed has shape {list(seed.shape)}; want []{rows}")
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed is {seed!r}; want an int, an int64 tensor or None")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; want a signed 64-bit integer")
+    return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+def check_sample_shape(sample_shape: Sequence[int]) -> torch.Size:
+    """`sample_shape` as a torch.Size."""
+    try:
+        size = torch.Size(sample_shape)
+    except TypeError:
+        raise TypeError(f"sample_shape is {sample_shape!r}; want a sequence of ints") from None
+    if any(n < 0 for n in size):
+        raise ValueError(f"sample_shape is {list(size)}; want no negative size")
+    return size

@@ -1,0 +1,235 @@
+"""The fused ops as `torch.autograd.Function`s over `torch.ops.fastvae`.
+
+Each saves its inputs and the seed, nothing else; noise is drawn again in backward. Where a Gaussian's
+second tensor is None, the first holds both, packed along `packed_dim` (else -1), and so does its
+gradient. A backward pass that is itself being recorded (`create_graph=True`) goes through the
+reference formulas, which autograd can differentiate again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._arguments import PARAMS
+
+__all__ = ["GaussianLogProb", "KLDivergence", "Rsample", "RsampleKL"]
+
+_ops = torch.ops.fastvae
+Gradients = tuple[Tensor | None, ...]
+
+
+class Rsample(torch.autograd.Function):
+    """z = mu + sigma eps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mu: Tensor,
+        logvar: Tensor | None,
+        seed: Tensor,
+        param: int,
+        packed_dim: int,
+        sample_shape: Sequence[int],
+    ) -> Tensor:
+        ctx.save_for_backward(mu, logvar, seed)
+        ctx.settings = param, packed_dim, sample_shape
+        return _ops.rsample(mu, logvar, seed, param, packed_dim, sample_shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor) -> Gradients:
+        mu, logvar, seed = ctx.saved_tensors
+        param, packed_dim, sample_shape = ctx.settings
+        needs = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():
+
+            def forward(mu: Tensor, logvar: Tensor) -> Tensor:
+                return reference.rsample(
+                    mu, logvar, param=PARAMS[param], sample_shape=sample_shape, seed=seed
+                )
+
+            grads = _recorded(forward, packed_dim, (mu, logvar), needs, (grad_z,))
+        elif logvar is not None and grad_z.shape == mu.shape:
+            # dz/dmu is 1: the kernel need not copy.
+            grads = _ops.rsample_backward(
+                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs) & 2
+            )
+            grads = grad_z if needs[0] else None, grads[1]
+        else:
+            grads = _ops.rsample_backward(
+                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs)
+            )
+        return *grads, None, None, None, None
+
+
+class KLDivergence(torch.autograd.Function):
+    """KL(q || p), p = N(0, I) where the prior's tensors are None."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mu: Tensor,
+        logvar: Tensor | None,
+        prior_mu: Tensor | None,
+        prior_logvar: Tensor | None,
+        param: int,
+        packed_dim: int,
+        event_ndim: int,
+    ) -> Tensor:
+        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar)
+        ctx.settings = param, packed_dim, event_ndim
+        return _ops.kl_divergence(mu, logvar, prior_mu, prior_logvar, param, packed_dim, event_ndim)
+
+    @staticmethod
+    def backward(ctx: Any, grad_kl: Tensor) -> Gradients:
+        gaussians = ctx.saved_tensors
+        return *_kl_backward(ctx, grad_kl, gaussians, ctx.settings), None, None, None
+
+
+def _kl_backward(
+    ctx: Any, grad_kl: Tensor, gaussians: Sequence[Tensor | None], settings: tuple[int, int, int]
+) -> Gradients:
+    param, packed_dim, event_ndim = settings
+    needs = ctx.needs_input_grad[:4]
+    if torch.is_grad_enabled():
+
+        def forward(*gaussians: Tensor) -> Tensor:
+            return reference.kl_divergence(*gaussians, param=PARAMS[param], event_ndim=event_ndim)
+
+        return _recorded(forward, packed_dim, gaussians, needs, (grad_kl,))
+    return _ops.kl_divergence_backward(
+        grad_kl, *gaussians, param, packed_dim, event_ndim, _bits(needs)
+    )
+
+
+class RsampleKL(torch.autograd.Function):
+    """z and KL(q || p) in one pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mu: Tensor,
+        logvar: Tensor | None,
+        prior_mu: Tensor | None,
+        prior_logvar: Tensor | None,
+        seed: Tensor,
+        param: int,
+        packed_dim: int,
+        event_ndim: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed)
+        ctx.settings = param, packed_dim, event_ndim
+        ctx.set_materialize_grads(False)
+        return _ops.rsample_kl(
+            mu, logvar, prior_mu, prior_logvar, seed, param, packed_dim, event_ndim
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Gradients:
+        *gaussians, seed = ctx.saved_tensors
+        param, packed_dim, event_ndim = ctx.settings
+        needs = ctx.needs_input_grad[:4]
+        nothing = None, None, None, None
+        if torch.is_grad_enabled():
+
+            def forward(*gaussians: Tensor) -> tuple[Tensor, Tensor]:
+                return reference.rsample_kl(
+                    *gaussians, param=PARAMS[param], event_ndim=event_ndim, seed=seed
+                )
+
+            grads = _recorded(forward, packed_dim, gaussians, needs, (grad_z, grad_kl))
+        elif grad_z is not None and grad_kl is not None:
+            grads = _ops.rsample_kl_backward(
+                grad_z, grad_kl, *gaussians, seed, param, packed_dim, event_ndim, _bits(needs)
+            )
+        elif grad_kl is not None:
+            grads = _kl_backward(ctx, grad_kl, gaussians, ctx.settings)
+        elif grad_z is not None:
+            q = _ops.rsample_backward(
+                grad_z, *gaussians[:2], seed, param, packed_dim, (), _bits(needs[:2])
+            )
+            grads = *q, None, None
+        else:
+            grads = nothing
+        return *grads, *nothing
+
+
+class GaussianLogProb(torch.autograd.Function):
+    """log N(x; mean, sigma^2); without a tensor `logvar`, the number `scale` stands for it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        logvar: Tensor | None,
+        scale: float,
+        param: int,
+        event_ndim: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, mean, logvar)
+        ctx.settings = scale, param, event_ndim
+        return _ops.gaussian_log_prob(x, mean, logvar, scale, param, event_ndim)
+
+    @staticmethod
+    def backward(ctx: Any, grad_log_prob: Tensor) -> Gradients:
+        tensors = ctx.saved_tensors
+        scale, param, event_ndim = ctx.settings
+        needs = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+
+            def forward(x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
+                return reference.gaussian_log_prob(
+                    x,
+                    mean,
+                    scale if logvar is None else logvar,
+                    param=PARAMS[param],
+                    event_ndim=event_ndim,
+                )
+
+            grads = _recorded(forward, -1, tensors, needs, (grad_log_prob,))
+        else:
+            grads = _ops.gaussian_log_prob_backward(
+                grad_log_prob, *tensors, scale, param, event_ndim, _bits(needs)
+            )
+        return *grads, None, None, None
+
+
+def _bits(needs: Sequence[bool]) -> int:
+    return sum(need << i for i, need in enumerate(needs))
+
+
+def _recorded(
+    forward: Callable[..., Any],
+    packed_dim: int,
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    grad_outputs: Sequence[Tensor | None],
+) -> Gradients:
+    """Gradients of `inputs` by autograd through `forward`, recorded to be differentiated again."""
+    # Views of their own: one tensor given twice must not get the sum of both gradients twice.
+    leaves = [None if t is None else t.view_as(t) for t in inputs]
+    tensors: list[Tensor] = []
+    for leaf in leaves:
+        if leaf is not None:
+            tensors.extend(leaf.chunk(2, packed_dim) if packed_dim >= 0 else (leaf,))
+    outputs = forward(*tensors)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None]
+    wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need]
+    if not pairs or not wanted:
+        return (None,) * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [y for y, _ in pairs],
+            [leaf for leaf in wanted if leaf is not None],
+            [g for _, g in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return tuple(next(found) if need else None for need in needs)

@@ -1,0 +1,166 @@
+"""Which path computes: the compiled kernels ("native") or plain PyTorch ("reference").
+
+Importing this module loads the binary `fastvae._C`, which registers `torch.ops.fastvae`. A binary
+that is missing or does not load never raises: it means the reference path and one warning.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch  # before the binary, whose undefined symbols are torch's
+
+__all__ = ["HAS_CUDA", "info", "native_enabled", "use_backend"]
+
+_CHOICES = ("native", "reference")
+_VARIABLE = "FASTVAE_BACKEND"
+
+
+def _load_binary() -> tuple[ModuleType | None, str]:
+    """`fastvae._C` and "", or None and the reason why there is none."""
+    try:
+        return importlib.import_module("fastvae._C"), ""
+    except ModuleNotFoundError:
+        here = Path(__file__).parent
+        others = [path.name for path in here.glob("_C.*")]
+        if others:
+            return None, f"the binary does not load: {others[0]} is for another Python"
+        record = here / "_no_binary.txt"  # written by setup.py
+        reason = record.read_text(encoding="utf-8").strip() if record.is_file() else ""
+        return None, f"no binary was built: {reason or 'the extension was never compiled'}"
+    except Exception as error:  # another torch's or Python's ABI, a missing library
+        return None, f"the binary does not load: {type(error).__name__}: {error}"
+
+
+def _choice(name: str, value: str) -> str:
+    if value not in _CHOICES:
+        raise ValueError(f"{name} is {value!r}; want one of {', '.join(map(repr, _CHOICES))}")
+    return value
+
+
+_wanted = _choice(_VARIABLE, os.environ.get(_VARIABLE) or "native")
+_binary, _problem = _load_binary()
+_native = _binary is not None and _wanted == "native"
+HAS_CUDA: bool = _binary is not None and _binary.build_info()["cuda_archs"] is not None
+if _binary is None and _wanted == "native":
+    warnings.warn(
+        f"fastvae runs on its slow reference path; {_problem}\n"
+        f"`python -m fastvae info` says what to do; {_VARIABLE}=reference accepts it silently.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def native_enabled() -> bool:
+    """Whether the compiled kernels compute now.
+
+    A plain global, read on every call of an op: 20 ns, and torch.compile guards on it.
+    """
+    return _native
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Compute inside the `with` block by the "native" kernels or by the plain-PyTorch "reference".
+
+    Like PyTorch's own backend flags, the choice holds for the whole process, so that backward
+    passes on autograd's threads follow it too. Not meant to differ between threads.
+    """
+    global _native
+    native = _choice("name", name) == "native"
+    if native and _binary is None:
+        raise RuntimeError(f"use_backend('native') is not possible: {_problem}")
+    before, _native = _native, native
+    try:
+        yield
+    finally:
+        _native = before
+
+
+def info() -> dict[str, Any]:
+    """What computes and why, what the binary was built from and for, and what to do about problems.
+
+    Every value is JSON-serializable. `build` is None without a binary.
+    """
+    if _native:
+        reason = "the binary loaded"
+    elif _binary is not None:
+        reason = f"chosen by {_VARIABLE} or use_backend"
+    else:
+        reason = _problem
+    build = dict(_binary.build_info()) if _binary is not None else None
+    devices = _cuda_devices()
+    return {
+        "fastvae": _version(),
+        "backend": "native" if _native else "reference",
+        "reason": reason,
+        "build": build,
+        "torch": str(torch.__version__),
+        "torch_cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_capability": getattr(_binary, "cpu_capability", lambda: None)(),
+        "threads": torch.get_num_threads(),
+        "cuda_devices": devices,
+        "advice": _advice(build, devices),
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fastvae-kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def _cuda_devices() -> list[dict[str, str]]:
+    if not torch.cuda.is_available():
+        return []
+    return [
+        {
+            "name": torch.cuda.get_device_name(index),
+            "capability": "{}.{}".format(*torch.cuda.get_device_capability(index)),
+        }
+        for index in range(torch.cuda.device_count())
+    ]
+
+
+def _runs_on(capability: str, archs: list[str]) -> bool:
+    """Whether a binary for `archs` has code for a GPU: its major version's, or older PTX."""
+    major, minor = map(int, capability.split("."))
+    for arch in archs:
+        number, _, ptx = arch.partition("+")
+        arch_major, arch_minor = (int(digits.rstrip("af")) for digits in number.split("."))
+        if (arch_major == major and arch_minor <= minor) or (
+            ptx and (arch_major, arch_minor) <= (major, minor)
+        ):
+            return True
+    return False
+
+
+def _advice(build: dict[str, Any] | None, devices: list[dict[str, str]]) -> list[str]:
+    """One line for each thing that keeps the kernels from running where they could."""
+    rebuild = "rebuild in the source folder: pip install -v --no-build-isolation ."
+    if build is None:
+        if "does not load" in _problem:
+            return [f"the binary fits another torch or Python; {rebuild}"]
+        return [f"install a C++20 compiler and Python's headers (g++, python3-dev), then {rebuild}"]
+    if not devices:
+        return []
+    if build["cuda_archs"] is None:
+        return [f"CUDA tensors take the reference path; install nvcc, then {rebuild}"]
+    return [
+        f"the binary has no code for {device['name']}; set TORCH_CUDA_ARCH_LIST="
+        f"{device['capability']}, then {rebuild}"
+        for device in devices
+        if not _runs_on(device["capability"], build["cuda_archs"])
+    ]

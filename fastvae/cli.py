@@ -1,0 +1,62 @@
+"""The command line: `python -m fastvae info` and `python -m fastvae train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fastvae import backend
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="python -m fastvae", description="Fused VAE kernels.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    info = commands.add_parser("info", help="what computes here, why, and what was compiled")
+    info.add_argument("--json", action="store_true", help="print the same as JSON")
+    info.set_defaults(run=_info)
+    train = commands.add_parser("train", help="train a VAE and draw what it learned")
+    if argv[:1] == ["train"]:
+        # Only now: `info` must run, and quickly, where the trainer's imports are missing.
+        from fastvae import train as trainer
+
+        trainer.add_arguments(train)
+        train.set_defaults(run=trainer.main)
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments) or 0
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    report = backend.info()
+    print(json.dumps(report, indent=2) if arguments.json else _as_text(report))
+
+
+def _as_text(report: dict[str, Any]) -> str:
+    """The report of `backend.info` in aligned lines."""
+    build = report["build"] or {}
+    devices = [f"{device['name']} ({device['capability']})" for device in report["cuda_devices"]]
+    lines = {
+        "fastvae": report["fastvae"],
+        "backend": f"{report['backend']} ({report['reason']})",
+        "compiled with": build.get("compiler", "nothing compiled"),
+        "instruction sets": " ".join(build.get("instruction_sets", ["none"])),
+        "CUDA archs": " ".join(build.get("cuda_archs") or ["none"]),
+        "CUDA toolkit": build.get("cuda_version") or "none",
+        "torch built with": build.get("torch_built", "none"),
+        "torch running": f"{report['torch']} (CUDA: {report['torch_cuda'] or 'none'})",
+        "python": f"{report['python']} on {report['platform']}",
+        "CPU": f"{report['cpu_capability'] or 'reference'} kernels, {report['threads']} threads",
+        "CUDA devices": ", ".join(devices) or "none visible",
+        "to do": "\n".join(report["advice"]) or "nothing",
+    }
+    width = max(map(len, lines))
+    return "\n".join(
+        f"{name:<{width}}  " + text.replace("\n", "\n" + " " * (width + 2))
+        for name, text in lines.items()
+    )

@@ -1,0 +1,279 @@
+"""`DiagonalGaussian`: the encoder's distribution, over the fused ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.kl import register_kl
+
+from . import functional, reference
+from ._arguments import TensorLike, check_param, event_dims, gaussian_arguments, make_seed
+from ._functions import KLDivergence, Rsample, RsampleKL
+
+__all__ = ["DiagonalGaussian"]
+
+
+class DiagonalGaussian(Distribution):
+    """N(mu, diag(sigma^2)); the last `event_ndim` dimensions are one event, by default all but the
+    first. Equivalent to `Independent(Normal(mu, sigma), event_ndim)`.
+
+    Args:
+        mu, logvar: tensors or numbers that broadcast against each other.
+        param: what `logvar` is: "logvar", "log_std", "std" or "var".
+        event_ndim: how many trailing dimensions are one event.
+        validate_args: check the values given to `log_prob` (which waits for a GPU). Off by default.
+
+    Raises:
+        TypeError, ValueError: as `fastvae.rsample`.
+    """
+
+    arg_constraints = {}  # noqa: RUF012  values are not checked: negative scales give NaN
+    has_rsample = True
+
+    def __init__(
+        self,
+        mu: TensorLike,
+        logvar: TensorLike,
+        *,
+        param: str = "logvar",
+        event_ndim: int | None = None,
+        validate_args: bool | None = False,
+    ) -> None:
+        self._code = check_param(param)
+        (self.mu, self.logvar), shape = gaussian_arguments(mu=mu, logvar=logvar)
+        self._params: Tensor | None = None
+        self._packed_dim = -1
+        self._set_shape(param, event_ndim, shape, validate_args)
+
+    @classmethod
+    def from_params(
+        cls,
+        params: Tensor,
+        dim: int = 1,
+        *,
+        param: str = "logvar",
+        event_ndim: int | None = None,
+        validate_args: bool | None = False,
+    ) -> DiagonalGaussian:
+        """The Gaussian whose mu and logvar are the halves of `params` along `dim`.
+
+        Equivalent to `DiagonalGaussian(*params.chunk(2, dim))`, but backward writes one packed
+        gradient: no `cat`, no zeros.
+
+        Raises:
+            TypeError: `params` is no floating-point tensor.
+            ValueError: it has no dimension `dim`, or that dimension's size is odd.
+        """
+        gaussian_arguments(params=params)
+        if not isinstance(params, Tensor) or not -params.dim() <= dim < params.dim():
+            ndim = params.dim() if isinstance(params, Tensor) else 0
+            raise ValueError(f"dim is {dim}; want a dimension of params, which has {ndim}")
+        if params.shape[dim] % 2:
+            raise ValueError(
+                f"params has shape {list(params.shape)}; want an even size along dimension {dim}, "
+                "the halves being mu and logvar"
+            )
+        self = cls.__new__(cls)
+        self._code = check_param(param)
+        self._params = params
+        self._packed_dim = dim % params.dim()
+        shape = list(params.shape)
+        shape[dim] //= 2
+        self._set_shape(param, event_ndim, torch.Size(shape), validate_args)
+        return self
+
+    def _set_shape(
+        self, param: str, event_ndim: int | None, shape: torch.Size, validate_args: bool | None
+    ) -> None:
+        self.param = param
+        self.event_ndim = event_dims(event_ndim, len(shape))
+        self._shape = shape
+        split = len(shape) - self.event_ndim
+        super().__init__(shape[:split], shape[split:], validate_args=validate_args)
+
+    # mu and logvar of packed parameters are made when they are asked for, and keep what was made.
+    def __getattr__(self, name: str) -> Tensor:
+        if name in ("mu", "logvar") and self.__dict__.get("_params") is not None:
+            self.mu, self.logvar = self._params.chunk(2, self._packed_dim)
+            return self.__dict__[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def _q(self) -> tuple[Tensor, Tensor | None]:
+        """What the autograd functions take: packed where it came packed."""
+        return (self.mu, self.logvar) if self._params is None else (self._params, None)
+
+    def _packs_with(self, prior: DiagonalGaussian | None) -> bool:
+        """Whether the kernels can read q, and p, as they were given: without broadcasting."""
+        if prior is None:
+            return self._params is not None
+        return (
+            self._params is not None
+            and prior._params is not None
+            and self._shape == prior._shape
+            and self._packed_dim == prior._packed_dim
+            and self._params.dtype == prior._params.dtype
+            and self._params.device == prior._params.device
+        )
+
+    # ---- Sampling and KL -----------------------------------------------------------------------
+
+    def rsample(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Reparameterized samples of shape `sample_shape + batch_shape + event_shape`."""
+        if self._packs_with(None) and not sample_shape and functional.has_kernels(self._params):
+            seed = self._make_seed(seed, generator)
+            return Rsample.apply(self._params, None, seed, self._code, self._packed_dim, ())
+        return functional.rsample(
+            self.mu,
+            self.logvar,
+            param=self.param,
+            sample_shape=sample_shape,
+            seed=seed,
+            generator=generator,
+        )
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """As `rsample`, without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def kl(self, prior: DiagonalGaussian | None = None) -> Tensor:
+        """KL(self || prior) in nats, of shape `batch_shape`; the prior is N(0, I) if None."""
+        prior_arguments = self._prior_arguments(prior)
+        if self._packs_with(prior) and functional.has_kernels(self._params):
+            p = (None, None) if prior is None else prior._q
+            return KLDivergence.apply(
+                *self._q, *p, self._code, self._packed_dim, self.event_ndim
+            )
+        return functional.kl_divergence(
+            self.mu, self.logvar, *prior_arguments, param=self.param, event_ndim=self.event_ndim
+        )
+
+    def rsample_kl(
+        self,
+        prior: DiagonalGaussian | None = None,
+        *,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`rsample()` and `kl(prior)` in one pass."""
+        prior_arguments = self._prior_arguments(prior)
+        if self._packs_with(prior) and functional.has_kernels(self._params):
+            p = (None, None) if prior is None else prior._q
+            seed = self._make_seed(seed, generator)
+            return RsampleKL.apply(
+                *self._q, *p, seed, self._code, self._packed_dim, self.event_ndim
+            )
+        return functional.rsample_kl(
+            self.mu,
+            self.logvar,
+            *prior_arguments,
+            param=self.param,
+            event_ndim=self.event_ndim,
+            seed=seed,
+            generator=generator,
+        )
+
+    def _make_seed(
+        self, seed: Tensor | int | None, generator: torch.Generator | None
+    ) -> Tensor:
+        batch = self._shape[0] if self._shape else None
+        return make_seed(seed, generator, self._q[0].device, batch)
+
+    def _prior_arguments(self, prior: DiagonalGaussian | None) -> tuple[Tensor, ...]:
+        if prior is None:
+            return ()
+        if not isinstance(prior, DiagonalGaussian):
+            raise TypeError(f"prior is a {type(prior).__name__}; want a DiagonalGaussian or None")
+        if prior.event_ndim != self.event_ndim:
+            raise ValueError(
+                f"prior has event_ndim {prior.event_ndim}; want this distribution's, "
+                f"{self.event_ndim}"
+            )
+        if prior.param == self.param:
+            return prior.mu, prior.logvar
+        return prior.mu, _convert(prior.logvar, prior.param, self.param)
+
+    # ---- The rest of a distribution --------------------------------------------------------------
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """ln q(value) in nats, summed over the event."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return functional.gaussian_log_prob(
+            value, self.mu, self.logvar, param=self.param, event_ndim=self.event_ndim
+        )
+
+    def entropy(self) -> Tensor:
+        """sum ln sigma + 1/2 ln(2 pi e), in nats."""
+        log_sigma = reference.log_sigma(self.logvar, self.param).expand(self._shape)
+        dims = tuple(range(-self.event_ndim, 0))
+        constant = 0.5 * math.log(2 * math.pi * math.e) * math.prod(self.event_shape)
+        return (log_sigma.sum(dims) if dims else log_sigma) + constant
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mu.expand(self._shape)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean
+
+    @property
+    def stddev(self) -> Tensor:
+        sigma = reference.sigma(self.logvar, self.param)
+        return sigma.to(self.logvar.dtype).expand(self._shape)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.stddev**2
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, self.event_ndim)
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: DiagonalGaussian | None = None
+    ) -> DiagonalGaussian:
+        """The same distribution with its batch dimensions expanded."""
+        shape = torch.Size(batch_shape) + self.event_shape
+        return DiagonalGaussian(
+            self.mu.expand(shape),
+            self.logvar.expand(shape),
+            param=self.param,
+            event_ndim=self.event_ndim,
+            validate_args=self._validate_args,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"DiagonalGaussian(batch_shape={tuple(self.batch_shape)}, "
+            f"event_shape={tuple(self.event_shape)}, param={self.param!r})"
+        )
+
+
+def _convert(s: Tensor, source: str, target: str) -> Tensor:
+    """The second argument of a Gaussian, read by `source`, as `target` wants it."""
+    log_sigma = reference.log_sigma(s, source)
+    converted = {
+        "logvar": lambda: 2 * log_sigma,
+        "log_std": lambda: log_sigma,
+        "std": log_sigma.exp,
+        "var": (2 * log_sigma).exp,
+    }[target]()
+    return converted.to(s.dtype)
+
+
+@register_kl(DiagonalGaussian, DiagonalGaussian)
+def _kl_between(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
+    return q.kl(p)

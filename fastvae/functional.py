@@ -1,0 +1,203 @@
+"""The fused ops: sampling, KL divergence, both at once, and Gaussian log-likelihood.
+
+All values are in nats. In every op:
+
+- The last `event_ndim` dimensions are one event and are summed, as in
+  `torch.distributions.Independent`; by default all but the first; 0 gives elementwise values. Sums
+  of half types are float32.
+- `param` says what the second argument of a Gaussian is: "logvar" (ln sigma^2), "log_std", "std" or
+  "var".
+- Tensors are float32, float64, bfloat16 or float16, of one dtype and device, and broadcast against
+  each other; Python numbers and 0-d tensors do too. Arithmetic is float32 (float64 for float64).
+- Rows that are contiguous pieces (halves of a `chunk`, channels_last, expanded dimensions) are read
+  in place.
+- `seed` is an int64 tensor on the input's device, 0-d or one for each index along dimension 0, or an
+  int; by default it is drawn from `generator` or PyTorch's own. One seed gives the same noise on
+  every device, instruction set and number of threads.
+- Wrong dtypes raise TypeError, wrong shapes, devices and names ValueError. Values are not checked:
+  a negative std gives NaN.
+
+Where there are no kernels for a tensor's device, or under `use_backend("reference")`, the plain
+PyTorch of `fastvae.reference` computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import backend, reference
+from ._arguments import (
+    TensorLike,
+    check_param,
+    check_sample_shape,
+    event_dims,
+    gaussian_arguments,
+    gaussians,
+    make_seed,
+)
+from ._functions import GaussianLogProb, KLDivergence, Rsample, RsampleKL
+
+__all__ = ["draw_seed", "gaussian_log_prob", "kl_divergence", "rsample", "rsample_kl"]
+
+
+def rsample(
+    mu: TensorLike,
+    logvar: TensorLike,
+    *,
+    param: str = "logvar",
+    sample_shape: Sequence[int] = (),
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws z = mu + sigma eps, eps ~ N(0, I), differentiably (Kingma & Welling 2014, section 2.4).
+
+    Args:
+        mu, logvar: the Gaussian; see the module's documentation for `param`.
+        sample_shape: dimensions put in front, one independent sample each. More samples extend the
+            noise and never change the first ones.
+        seed, generator: where the noise comes from; at most one of them.
+
+    Returns:
+        z of shape `sample_shape + mu.shape` and of mu's dtype.
+
+    Example:
+        >>> z = fastvae.rsample(torch.zeros(128, 20), torch.zeros(128, 20))
+    """
+    code = check_param(param)
+    (mu, logvar), shape = gaussian_arguments(mu=mu, logvar=logvar)
+    sample_shape = check_sample_shape(sample_shape)
+    seed = make_seed(seed, generator, mu.device, shape[0] if shape else None)
+    if not has_kernels(mu):
+        return reference.rsample(mu, logvar, param=param, sample_shape=sample_shape, seed=seed)
+    return Rsample.apply(mu, logvar, seed, code, -1, sample_shape)
+
+
+def kl_divergence(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None = None,
+    prior_logvar: TensorLike | None = None,
+    *,
+    param: str = "logvar",
+    event_ndim: int | None = None,
+) -> Tensor:
+    """KL(q || p) between diagonal Gaussians, p = N(0, I) unless given.
+
+    With lv = ln sigma^2, d = lv_q - lv_p, the sum over an event of
+
+        1/2 (mu^2 + (e^lv - 1 - lv))                          to N(0, I)
+        1/2 ((e^d - 1 - d) + (mu_q - mu_p)^2 e^{-lv_p})       to N(mu_p, e^{lv_p})
+
+    Relative accuracy holds through posterior collapse (q -> p), and the result is never negative.
+
+    Args:
+        mu, logvar: q.
+        prior_mu, prior_logvar: p, both or neither; read by the same `param`.
+        event_ndim: how many trailing dimensions are summed; default all but the first.
+
+    Returns:
+        Nats, of shape `mu.shape[:-event_ndim]`.
+    """
+    code = check_param(param)
+    tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    dims = event_dims(event_ndim, len(shape))
+    if not has_kernels(tensors[0]):
+        return reference.kl_divergence(*tensors, param=param, event_ndim=dims)
+    return KLDivergence.apply(*tensors, *(None,) * (4 - len(tensors)), code, -1, dims)
+
+
+def rsample_kl(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None = None,
+    prior_logvar: TensorLike | None = None,
+    *,
+    param: str = "logvar",
+    event_ndim: int | None = None,
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`rsample(mu, logvar)` and `kl_divergence(mu, logvar, prior_mu, prior_logvar)` in one pass.
+
+    The whole of what stands between encoder and decoder: two tensors are read and one is written,
+    and backward draws the noise again instead of having stored it.
+
+    Returns:
+        z of q's broadcast shape and dtype, and the KL divergence in nats.
+
+    Example:
+        >>> z, kl = fastvae.rsample_kl(*encoder(x).chunk(2, dim=1))
+        >>> loss = (kl - fastvae.gaussian_log_prob(x, decoder(z))).mean()
+    """
+    code = check_param(param)
+    tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    dims = event_dims(event_ndim, len(shape))
+    seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
+    if not has_kernels(tensors[0]):
+        return reference.rsample_kl(*tensors, param=param, event_ndim=dims, seed=seed)
+    return RsampleKL.apply(*tensors, *(None,) * (4 - len(tensors)), seed, code, -1, dims)
+
+
+def gaussian_log_prob(
+    x: TensorLike,
+    mean: TensorLike,
+    logvar: TensorLike = 0.0,
+    *,
+    param: str = "logvar",
+    event_ndim: int | None = None,
+) -> Tensor:
+    """log N(x; mean, sigma^2) = -1/2 ((x - mean)^2 e^{-lv} + lv + ln 2 pi), summed over an event.
+
+    Args:
+        x, mean: the data and the decoder's output.
+        logvar: a number, a learned scalar, or any tensor that broadcasts (per channel, per pixel):
+            its gradient is reduced in the kernel. Read by `param`: a fixed sigma of 0.1 is
+            `gaussian_log_prob(x, mean, 0.1, param="std")`.
+        event_ndim: how many trailing dimensions are summed; default all but the first.
+
+    Returns:
+        Nats, of shape `mean.shape[:-event_ndim]`.
+    """
+    code = check_param(param)
+    if isinstance(logvar, int | float):
+        tensors, shape = gaussian_arguments(x=x, mean=mean)
+        number, scale = float(logvar), None
+    else:
+        (*tensors, scale), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
+        number = 0.0
+    dims = event_dims(event_ndim, len(shape))
+    if not has_kernels(tensors[0]):
+        return reference.gaussian_log_prob(
+            *tensors, number if scale is None else scale, param=param, event_ndim=dims
+        )
+    return GaussianLogProb.apply(*tensors, scale, number, code, dims)
+
+
+def draw_seed(
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    batch: int | None = None,
+) -> Tensor:
+    """Draws what the ops take as `seed`.
+
+    Args:
+        generator: of `device`; by default PyTorch's own, which `torch.manual_seed` sets.
+        device: where the seed is wanted; by default the generator's device, or the CPU.
+        batch: None for one 0-d seed; a number for one seed a row, so that an example's noise does
+            not depend on the batch it is in.
+
+    Returns:
+        int64, 0-d or [batch]. No host synchronization.
+    """
+    if device is None:
+        device = generator.device if generator is not None else "cpu"
+    shape = () if batch is None else (batch,)
+    return torch.empty(shape, dtype=torch.int64, device=device).random_(generator=generator)
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether the native path serves a tensor's device now."""
+    return backend.native_enabled() and (tensor.is_cpu or (tensor.is_cuda and backend.HAS_CUDA))

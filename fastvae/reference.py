@@ -1,0 +1,235 @@
+"""The definition of the package in plain PyTorch.
+
+The same names as the fused ops, the same noise from the same seed, differentiable any number of
+times, on any device. The tests hold the kernels to it, and it computes where there are no kernels.
+
+With lv = ln sigma^2, element by element and then summed over the last `event_ndim` dimensions:
+
+- z = mu + e^{lv/2} eps
+- KL(q || N(0, I)) = 1/2 (mu^2 + (e^lv - 1 - lv))
+- KL(q || p) = 1/2 ((e^d - 1 - d) + (mu_q - mu_p)^2 e^{-lv_p}),  d = lv_q - lv_p
+- log N(x; m, e^lv) = -1/2 ((x - m)^2 e^{-lv} + lv + ln 2 pi)
+
+The noise is Philox4x32-10 (Salmon et al. 2011): key = the seed, counter = {column / 4, row low, row
+high, sample}; four words give the normals of four columns as two Box-Muller pairs. A row is an index
+along dimension 0, a column the C-order index inside its row, a sample the flat index in
+`sample_shape`. With one seed a row, the key is the row's own and the row words are 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._arguments import (
+    TensorLike,
+    check_param,
+    check_sample_shape,
+    event_dims,
+    gaussian_arguments,
+    gaussians,
+    make_seed,
+)
+
+__all__ = [
+    "gaussian_log_prob",
+    "kl_divergence",
+    "log_sigma",
+    "noise",
+    "rsample",
+    "rsample_kl",
+    "sigma",
+]
+
+
+def rsample(
+    mu: TensorLike,
+    logvar: TensorLike,
+    *,
+    param: str = "logvar",
+    sample_shape: Sequence[int] = (),
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """See `fastvae.rsample`."""
+    check_param(param)
+    (mu, logvar), shape = gaussian_arguments(mu=mu, logvar=logvar)
+    sample_shape = check_sample_shape(sample_shape)
+    seed = make_seed(seed, generator, mu.device, shape[0] if shape else None)
+    return _sample(mu, logvar, shape, param, sample_shape, seed)
+
+
+def kl_divergence(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None = None,
+    prior_logvar: TensorLike | None = None,
+    *,
+    param: str = "logvar",
+    event_ndim: int | None = None,
+) -> Tensor:
+    """See `fastvae.kl_divergence`."""
+    check_param(param)
+    tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    return _sum(_kl(tensors, param), shape, event_ndim)
+
+
+def rsample_kl(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None = None,
+    prior_logvar: TensorLike | None = None,
+    *,
+    param: str = "logvar",
+    event_ndim: int | None = None,
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `fastvae.rsample_kl`."""
+    check_param(param)
+    tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
+    kl = _sum(_kl(tensors, param), shape, event_ndim)
+    return _sample(tensors[0], tensors[1], shape, param, torch.Size(), seed), kl
+
+
+def gaussian_log_prob(
+    x: TensorLike,
+    mean: TensorLike,
+    logvar: TensorLike = 0.0,
+    *,
+    param: str = "logvar",
+    event_ndim: int | None = None,
+) -> Tensor:
+    """See `fastvae.gaussian_log_prob`."""
+    check_param(param)
+    (x, mean, logvar), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
+    x, mean, logvar = _computed_in(x), _computed_in(mean), _computed_in(logvar)
+    w = (x - mean) * torch.exp(-log_sigma(logvar, param))
+    log_prob = -0.5 * w * w - log_sigma(logvar, param) - 0.5 * math.log(2 * math.pi)
+    return _sum(log_prob, shape, event_ndim)
+
+
+# ---- Formulas ---------------------------------------------------------------------------------------
+
+
+def _computed_in(t: Tensor) -> Tensor:
+    """Half types are computed in float32."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def log_sigma(s: Tensor, param: str) -> Tensor:
+    """ln sigma of a Gaussian's second argument, float32 for half types."""
+    s = _computed_in(s)
+    if param == "logvar":
+        return 0.5 * s
+    if param == "log_std":
+        return s
+    return torch.log(s) * (0.5 if param == "var" else 1.0)
+
+
+def sigma(s: Tensor, param: str) -> Tensor:
+    """sigma of a Gaussian's second argument, float32 for half types; NaN below 0."""
+    s = _computed_in(s)
+    if param == "std":
+        return torch.where(s < 0, math.nan, s)  # as its logarithm is
+    return torch.sqrt(s) if param == "var" else torch.exp(log_sigma(s, param))
+
+
+def _exp_tail(t: Tensor) -> Tensor:
+    """e^t - 1 - t, to full relative precision near 0."""
+    r = t.clamp(-0.5, 0.5)
+    series = torch.zeros_like(r)
+    for k in range(16, 1, -1):  # 1/2! + r/3! + ... + r^14/16!, by Horner's rule
+        series = series * r + 1 / math.factorial(k)
+    upper = t.clamp(max=torch.finfo(t.dtype).max)  # inf - inf is not meant
+    return torch.where(t.abs() < 0.5, r * r * series, torch.expm1(t) - upper)
+
+
+def _kl(tensors: list[Tensor], param: str) -> Tensor:
+    mu, logvar, *prior = (_computed_in(t) for t in tensors)
+    if not prior:
+        return 0.5 * (mu * mu + _exp_tail(2 * log_sigma(logvar, param)))
+    prior_mu, prior_logvar = prior
+    log_sigma_p = log_sigma(prior_logvar, param)
+    w = (mu - prior_mu) * torch.exp(-log_sigma_p)
+    return 0.5 * (_exp_tail(2 * (log_sigma(logvar, param) - log_sigma_p)) + w * w)
+
+
+def _sum(elements: Tensor, shape: torch.Size, event_ndim: int | None) -> Tensor:
+    elements = elements.expand(shape)
+    dims = event_dims(event_ndim, len(shape))
+    return elements.sum(tuple(range(-dims, 0))) if dims else elements.clone()
+
+
+def _sample(
+    mu: Tensor, logvar: Tensor, shape: torch.Size, param: str, sample_shape: torch.Size, seed: Tensor
+) -> Tensor:
+    eps = noise(seed, shape, sample_shape=sample_shape)
+    scale = sigma(logvar, param)
+    return (_computed_in(mu) + scale * eps.to(scale.dtype)).to(mu.dtype)
+
+
+# ---- Noise ------------------------------------------------------------------------------------------
+
+_WORD = 0xFFFFFFFF
+
+
+def noise(seed: Tensor, shape: torch.Size, *, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    """The standard normals, float32 of shape `sample_shape + shape`, that `seed` stands for.
+
+    Args:
+        seed: int64 on the wanted device, 0-d or one for each index along dimension 0 of `shape`.
+        shape: of one sample: rows along dimension 0, columns along the others.
+        sample_shape: how many samples; more samples never change the first ones.
+    """
+    rows = shape[0] if shape else 1
+    columns = math.prod(shape[1:])
+    counts = (math.prod(sample_shape), rows, (columns + 3) // 4)
+    grid = [torch.arange(n, device=seed.device) for n in counts]
+    sample, row, block = torch.meshgrid(*grid, indexing="ij")
+    if seed.dim() == 1:
+        seed, row = seed[:, None], torch.zeros_like(row)
+    counter = (block, row & _WORD, row >> 32, sample)
+    words = philox(counter, seed & _WORD, (seed >> 32) & _WORD)
+    normals = torch.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], dim=-1)
+    normals = normals.reshape(counts[0], rows, 4 * counts[2])[..., :columns]
+    return normals.reshape((*sample_shape, *shape))
+
+
+def philox(
+    counter: Sequence[Tensor], key_low: Tensor, key_high: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: four words of 32 bits, held in int64, from four words and a key of two."""
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        low0, high0 = _wide_multiply(c0, 0xD2511F53)
+        low1, high1 = _wide_multiply(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ key_low, low1, high0 ^ c3 ^ key_high, low0
+        key_low = (key_low + 0x9E3779B9) & _WORD
+        key_high = (key_high + 0xBB67AE85) & _WORD
+    return c0, c1, c2, c3
+
+
+def _wide_multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    # The product wraps into the sign bit of int64, whose bits are still those of the product.
+    product = a * b
+    return product & _WORD, (product >> 32) & _WORD
+
+
+def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(-2 ln u) (cos 2 pi v, sin 2 pi v) in float32, u from the words `a` and v from `b`.
+
+    The uniforms are (word + 1/2) 2^-32, computed in float64; ln u is taken as ln(1 - (1 - u)) where
+    u is nearer to 1. The kernels' float32 results differ from these by a few units in the last place.
+    """
+    near_one = a >= 2**31
+    distance = (torch.where(near_one, _WORD - a, a).double() + 0.5) * 2.0**-32
+    log_u = torch.where(near_one, torch.log1p(-distance), torch.log(distance))
+    radius = torch.sqrt(-2 * log_u)
+    # A word is a signed part of the circle: b and b - 2^32 are the same angle.
+    angle = (b.double() + 0.5) * (2 * math.pi * 2.0**-32)
+    return (radius * torch.cos(angle)).float(), (radius * torch.sin(angle)).float()

@@ -1,0 +1,91 @@
+"""Builds fastvae._C: pybind11 module and stable-ABI operators, CPU and CUDA, in one binary.
+
+FASTVAE_CUDA=0|1 leaves the CUDA kernels out or demands them (unset: built if nvcc is found).
+FASTVAE_REQUIRE_EXT=1 makes it an error that nothing can be compiled (unset: install without).
+TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean to PyTorch.
+"""
+
+import os, platform, re, shutil, sys, sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import getoutput, getstatusoutput
+
+import pybind11, torch
+from setuptools import Extension, setup
+from torch.utils import cpp_extension
+
+ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+X86 = ["-DFASTVAE_X86"] if platform.machine().lower() in ("x86_64", "amd64") else []
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "dq", "bw", "vl")), "-mprefer-vector-width=512"]
+X86_FLAGS = {"avx2": AVX2, "avx512": AVX512, "baseline": ["-O1"]}  # more makes it no faster
+FILE_FLAGS = {f"csrc/cpu/{name}.cpp": flags for name, flags in X86_FLAGS.items()}
+
+
+class BuildExt(cpp_extension.BuildExtension):
+    """Adds flags per file, and a build folder that outlives `pip install`, for quick rebuilds."""
+
+    def build_extension(self, ext: Extension) -> None:
+        self.build_temp = f"build/{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+
+        def compile_file(path: str) -> list[str]:
+            flags = {"cxx": ext.extra_compile_args["cxx"] + FILE_FLAGS[path]}
+            options = (f"{self.build_temp}/{Path(path).stem}", ext.define_macros, ext.include_dirs)
+            return self.compiler.compile([path], *options, extra_postargs=flags)
+
+        with ThreadPoolExecutor() as pool:
+            ext.extra_objects += sum(pool.map(compile_file, FILE_FLAGS if X86 else ()), [])
+        super().build_extension(ext)
+
+
+def find_nvcc() -> str | None:
+    wish, home = os.environ.get("FASTVAE_CUDA") or "unset", os.environ.get("CUDA_HOME", os.devnull)
+    wheels = [str(folder) for entry in sys.path for folder in Path(entry).glob("nvidia/*/bin")]
+    places = [f"{home}/bin", os.environ["PATH"], "/usr/local/cuda/bin", *wheels]
+    nvcc = None if wish == "0" else shutil.which("nvcc", path=os.pathsep.join(places))
+    if wish not in ("unset", "0", "1") or (wish == "1" and not nvcc):
+        sys.exit(f"FASTVAE_CUDA={wish}: want 0, or 1 with nvcc in CUDA_HOME, PATH or a pip package")
+    print("fastvae: building for CPU", f"and CUDA with {nvcc}" if nvcc else "only, without nvcc")
+    return nvcc
+
+
+def extension() -> Extension:
+    flags = ["-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
+    cxx = ["-O3", "-std=c++20", *flags, f'-DFASTVAE_TORCH_BUILT="{torch.__version__}"', *X86]
+    cu = ["-O3", "-std=c++20", "-Xcompiler=" + ",".join(flags), "--fmad=false", "-DUSE_CUDA"]
+    link = ["-Wl,--no-as-needed", "-ltorch"] * (sys.platform == "linux")  # leads to libtorch_cuda
+    sources = [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")]
+    if nvcc := find_nvcc():
+        # nvcc may be a wrapper script, so its toolkit is where it says, not where it lies.
+        home = re.search("TOP=(.*)", getoutput(f"'{nvcc}' --dryrun -x cu /dev/null"))[1]
+        version = re.search(r"release ([\d.]+)", getoutput(f"'{nvcc}' --version"))[1]
+        known = getoutput(f"'{nvcc}' --list-gpu-arch").replace("compute_", "").split()
+        archs = ";".join(a for a in ARCHS if a.replace(".", "") in known) + "+PTX"
+        archs = os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or archs
+        # BuildExtension wants nvcc to match torch's CUDA, and follows the headers of .cu files only
+        # if torch has one. The stable ABI and the static CUDA runtime tie us to no torch's CUDA.
+        cpp_extension.CUDA_HOME, torch.version.cuda = os.path.realpath(home), version
+        cxx += ["-DUSE_CUDA", f'-DFASTVAE_CUDA="{version}"', f'-DFASTVAE_CUDA_ARCHS="{archs}"']
+        link += [f"-L{home}/lib64", f"-L{home}/lib", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+        sources += Path("csrc/cuda").glob("*.cu")
+    return cpp_extension.CppExtension(
+        "fastvae._C",
+        sorted({str(path) for path in sources} - FILE_FLAGS.keys()),
+        include_dirs=[pybind11.get_include()],  # before torch's own copy of pybind11
+        define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],  # the oldest torch: 2.11
+        extra_compile_args={"cxx": cxx, "nvcc": cu},
+        extra_link_args=link,
+    )
+
+
+os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # where pip puts ninja
+(reason := Path("fastvae/_no_binary.txt")).unlink(missing_ok=True)  # for `python -m fastvae info`
+compiler = f"{os.environ.get('CXX') or 'c++'} -I'{sysconfig.get_path('include')}' -std=c++20 -xc++"
+failed, output = getstatusoutput(f"{compiler} -include Python.h -include span -E /dev/null")
+if failed:
+    problem = f"no C++20 compiler that finds Python's headers: {output}"
+    if os.environ.get("FASTVAE_REQUIRE_EXT") == "1":
+        sys.exit(f"fastvae: {problem}")
+    reason.write_text(problem)
+    print("!" * 80 + f"\nfastvae: NO KERNELS, only the slow reference path: {problem}\n" + "!" * 80)
+setup(ext_modules=[] if failed else [extension()], cmdclass={"build_ext": BuildExt})
