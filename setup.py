@@ -18,8 +18,7 @@ ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 X86 = ["-DFASTVAE_X86"] if platform.machine().lower() in ("x86_64", "amd64") else []
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "dq", "bw", "vl")), "-mprefer-vector-width=512"]
-X86_FLAGS = {"avx2": AVX2, "avx512": AVX512, "baseline": ["-O1"]}  # more makes it no faster
-FILE_FLAGS = {f"csrc/cpu/{name}.cpp": flags for name, flags in X86_FLAGS.items()}
+FILE_FLAGS = {"avx2": AVX2, "avx512": AVX512, "baseline": ["-O1"]} if X86 else {}  # -O3: no gain
 
 
 class BuildExt(cpp_extension.BuildExtension):
@@ -28,13 +27,13 @@ class BuildExt(cpp_extension.BuildExtension):
     def build_extension(self, ext: Extension) -> None:
         self.build_temp = f"build/{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 
-        def compile_file(path: str) -> list[str]:
-            flags = {"cxx": ext.extra_compile_args["cxx"] + FILE_FLAGS[path]}
-            options = (f"{self.build_temp}/{Path(path).stem}", ext.define_macros, ext.include_dirs)
-            return self.compiler.compile([path], *options, extra_postargs=flags)
+        def compile_file(name: str) -> list[str]:
+            flags = {"cxx": ext.extra_compile_args["cxx"] + FILE_FLAGS[name]}
+            options = (f"{self.build_temp}/{name}", ext.define_macros, ext.include_dirs)
+            return self.compiler.compile([f"csrc/cpu/{name}.cpp"], *options, extra_postargs=flags)
 
         with ThreadPoolExecutor() as pool:
-            ext.extra_objects += sum(pool.map(compile_file, FILE_FLAGS if X86 else ()), [])
+            ext.extra_objects += sum(pool.map(compile_file, FILE_FLAGS), [])
         super().build_extension(ext)
 
 
@@ -54,7 +53,7 @@ def extension() -> Extension:
     cxx = ["-O3", "-std=c++20", *flags, f'-DFASTVAE_TORCH_BUILT="{torch.__version__}"', *X86]
     cu = ["-O3", "-std=c++20", "-Xcompiler=" + ",".join(flags), "--fmad=false", "-DUSE_CUDA"]
     link = ["-Wl,--no-as-needed", "-ltorch"] * (sys.platform == "linux")  # leads to libtorch_cuda
-    sources = [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")]
+    sources = [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("[!a]*.cpp")]  # no avx
     if nvcc := find_nvcc():
         # nvcc may be a wrapper script, so its toolkit is where it says, not where it lies.
         home = re.search("TOP=(.*)", getoutput(f"'{nvcc}' --dryrun -x cu /dev/null"))[1]
@@ -70,7 +69,7 @@ def extension() -> Extension:
         sources += Path("csrc/cuda").glob("*.cu")
     return cpp_extension.CppExtension(
         "fastvae._C",
-        sorted({str(path) for path in sources} - FILE_FLAGS.keys()),
+        sorted(str(path) for path in sources if path.stem not in FILE_FLAGS),
         include_dirs=[pybind11.get_include()],  # before torch's own copy of pybind11
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],  # the oldest torch: 2.11
         extra_compile_args={"cxx": cxx, "nvcc": cu},

@@ -483,12 +483,15 @@ void Call::launch(int step_index, const Step& step) {
   if (on_cpu())
     run_on_cpu(step_index, dtype_, p);
   else
-    run_on_cuda(op_, step_index, dtype_, p);
+    run_on_cuda(op_, device_index_, step_index, dtype_, p);
 
   if (partial) {
     void* sums = value_->tensor->mutable_data_ptr();
-    const auto add = on_cpu() ? add_on_cpu : add_on_cuda;
-    add(accumulate_, p.unit_sums, p.units_per_row, p.units_per_row, 1, sums, p.units / p.units_per_row);
+    const int64_t parts = p.units_per_row, rows = p.units / parts;
+    if (on_cpu())
+      add_on_cpu(accumulate_, p.unit_sums, parts, parts, 1, sums, rows);
+    else
+      add_on_cuda(op_, device_index_, accumulate_, p.unit_sums, parts, parts, 1, sums, rows);
   }
   for (size_t k = 0; k < gradients_.size(); ++k)
     if (gradients_[k] && gradients_[k]->reduced) finish(*gradients_[k], p.output[k]);

@@ -18,8 +18,10 @@
 
 #ifdef __CUDACC__
 #define FASTVAE_INLINE __host__ __device__ __forceinline__
+#define FASTVAE_UNROLL _Pragma("unroll")
 #else
 #define FASTVAE_INLINE inline __attribute__((always_inline))
+#define FASTVAE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 // Code compiled for a higher instruction set must not share a symbol with code compiled for a lower
@@ -93,7 +95,7 @@ FASTVAE_INLINE int64_t wrap_sub(int64_t a, int64_t b) {
 template <class V, int N>
 FASTVAE_INLINE V polynomial(V x, const Real<V> (&c)[N]) {
   V y(c[N - 1]);
-#pragma GCC unroll 16
+  FASTVAE_UNROLL
   for (int i = N - 2; i >= 0; --i) y = fma(y, x, V(c[i]));
   return y;
 }

@@ -28,7 +28,7 @@ template <class W, class K>
 FASTVAE_INLINE Block<W> philox(Block<W> c, K key_low, K key_high) {
   const W m0(0xD2511F53u), m1(0xCD9E8D57u);
   auto& w = c.w;
-#pragma GCC unroll 10
+  FASTVAE_UNROLL
   for (int round = 0; round < 10; ++round) {
     const auto p0 = wide_multiply(w[0], m0);
     const auto p1 = wide_multiply(w[2], m1);

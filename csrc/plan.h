@@ -14,6 +14,7 @@ namespace fastvae {
 
 enum class DType : int { float32, float64, bfloat16, float16 };
 constexpr int kDTypes = 4;
+constexpr int kSteps = 12;  // the length of `Steps` in formulas.h
 
 // How the second argument s of a Gaussian is read: ln sigma = factor * s, or factor * ln s.
 struct ScaleForm {

@@ -5,8 +5,6 @@
 
 namespace fastvae {
 
-constexpr int kSteps = 12;  // the length of `Steps` in formulas.h
-
 using Kernel = void (*)(const Plan& plan, int64_t begin, int64_t end, int64_t slot);
 
 struct KernelTable {

@@ -9,15 +9,16 @@ namespace fastvae {
 
 #ifdef USE_CUDA
 constexpr bool kHasCuda = true;
-// On the current device and stream. `op` is for the message if the launch fails.
-void run_on_cuda(const char* op, int step, DType dtype, const Plan& plan);
+// On `device`, which must be current, and its current stream. `op` names the op if the launch fails.
+void run_on_cuda(const char* op, int device, int step, DType dtype, const Plan& plan);
 // As add_on_cpu.
-void add_on_cuda(DType accumulate, const void* from, int64_t stride, int64_t count, int64_t step,
-                 void* to, int64_t n);
+void add_on_cuda(const char* op, int device, DType accumulate, const void* from, int64_t stride,
+                 int64_t count, int64_t step, void* to, int64_t n);
 #else
 constexpr bool kHasCuda = false;
-inline void run_on_cuda(const char*, int, DType, const Plan&) {}
-inline void add_on_cuda(DType, const void*, int64_t, int64_t, int64_t, void*, int64_t) {}
+inline void run_on_cuda(const char*, int, int, DType, const Plan&) {}
+inline void add_on_cuda(const char*, int, DType, const void*, int64_t, int64_t, int64_t, void*,
+                        int64_t) {}
 #endif
 
 }  // namespace fastvae

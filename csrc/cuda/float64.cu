@@ -1,0 +1,5 @@
+#include "loops.cuh"
+
+namespace fastvae {
+const CudaColumn kCudaFloat64 = make_column<double>(Steps{});
+}

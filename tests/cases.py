@@ -1,0 +1,280 @@
+"""The table that the tests of the ops are driven by: what is called, with which tensors, lying how.
+
+`exact` gives what a call should, and `assert_accurate` holds a call to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import fastvae
+from fastvae import reference
+
+PARAMS = ("logvar", "log_std", "std", "var")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SEED = 20140423
+SHAPES = ((), (1,), (5,), (1, 1), (3, 1), (1, 9), (4, 20), (2, 3, 5), (2, 4, 3, 5))
+
+Shape = Sequence[int]
+
+
+# ---- Ops --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Op:
+    """A way to call one of the public functions."""
+
+    name: str
+    function: str
+    arguments: tuple[str, ...]  # the tensors, all differentiable
+    options: dict[str, Any] = field(default_factory=dict)
+    scale_shape: Callable[[Shape], Shape] = tuple  # of `logvar`, where it may be broadcast
+
+    @property
+    def draws(self) -> bool:
+        return self.function.startswith("rsample")
+
+    @property
+    def sums(self) -> bool:
+        return self.function != "rsample"
+
+    def inputs(
+        self,
+        shape: Shape,
+        dtype: torch.dtype = torch.float32,
+        param: str = "logvar",
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> list[Tensor]:
+        """Locations around 0 and scales around 1, the same for every device."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = []
+        for name in self.arguments:
+            is_scale = name.endswith("logvar")
+            size = self.scale_shape(shape) if name == "logvar" else shape
+            t = torch.randn(tuple(size), generator=generator, dtype=torch.float64)
+            tensors.append((from_logvar(t, param) if is_scale else t).to(device, dtype))
+        return tensors
+
+    def __call__(
+        self,
+        module: ModuleType,
+        tensors: Sequence[Tensor],
+        param: str = "logvar",
+        *,
+        event_ndim: int | None = None,
+        seed: Tensor | int = SEED,
+    ) -> tuple[Tensor, ...]:
+        options = {**self.options, "param": param}
+        if self.sums:
+            options["event_ndim"] = event_ndim
+        if self.draws:
+            options["seed"] = seed
+        result = getattr(module, self.function)(*tensors, **options)
+        return result if isinstance(result, tuple) else (result,)
+
+
+def from_logvar(logvar: Tensor, param: str) -> Tensor:
+    return {
+        "logvar": logvar,
+        "log_std": logvar / 2,
+        "std": torch.exp(logvar / 2),
+        "var": torch.exp(logvar),
+    }[param]
+
+
+Q = ("mu", "logvar")
+QP = ("mu", "logvar", "prior_mu", "prior_logvar")
+X = ("x", "mean", "logvar")
+
+OPS = (
+    Op("rsample", "rsample", Q),
+    Op("rsample of 2x3 samples", "rsample", Q, {"sample_shape": (2, 3)}),
+    Op("kl to N(0, I)", "kl_divergence", Q),
+    Op("kl between", "kl_divergence", QP),
+    Op("rsample_kl to N(0, I)", "rsample_kl", Q),
+    Op("rsample_kl between", "rsample_kl", QP),
+    Op("log_prob, a number", "gaussian_log_prob", X[:2], {"logvar": 0.3}),
+    Op("log_prob, a scalar", "gaussian_log_prob", X, scale_shape=lambda shape: ()),
+    Op(
+        "log_prob, per channel",
+        "gaussian_log_prob",
+        X,
+        scale_shape=lambda shape: (*shape[1:2], *(1 for _ in shape[2:])),
+    ),
+    Op("log_prob, per pixel", "gaussian_log_prob", X, scale_shape=lambda shape: shape[1:]),
+    Op(
+        "log_prob, per example",
+        "gaussian_log_prob",
+        X,
+        scale_shape=lambda shape: (*shape[:1], *(1 for _ in shape[1:])),
+    ),
+    Op("log_prob, elementwise", "gaussian_log_prob", X),
+)
+BROADCAST = tuple(op for op in OPS if op.function == "gaussian_log_prob" and len(op.arguments) == 3)[
+    :-1
+]
+
+
+def op_id(op: Op) -> str:
+    return op.name
+
+
+# ---- Layouts ----------------------------------------------------------------------------------------
+
+
+def _padded(t: Tensor, dim: int) -> Tensor:
+    """`t` as the second half of a tensor whose first half must not be read."""
+    return torch.cat([torch.full_like(t, torch.nan), t], dim)
+
+
+def _reordered(t: Tensor, order: Sequence[int]) -> Tensor:
+    """The same values, lying in memory in another order of the dimensions."""
+    back = [list(order).index(d) for d in range(t.dim())]
+    return t.permute(*order).contiguous().permute(*back)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "half of a chunk": lambda t: _padded(t, 1).chunk(2, 1)[1],
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "half of a channels_last chunk": lambda t: (
+        _padded(t, 1).contiguous(memory_format=torch.channels_last).chunk(2, 1)[1]
+    ),
+    "odd storage offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+    "transposed": lambda t: _reordered(t, (3, 1, 2, 0)),
+    "reversed in memory": lambda t: _reordered(t, (3, 2, 1, 0)),
+    "rows inside": lambda t: _reordered(t, (1, 2, 0, 3)),
+    "every other row": lambda t: t.repeat_interleave(2, 0)[::2],
+    "every other column": lambda t: t.repeat_interleave(2, 3)[..., ::2],
+    "expanded rows": lambda t: t[:1].expand(t.shape),
+    "expanded channels": lambda t: t[:, :1].expand(t.shape),
+    "expanded columns": lambda t: t[..., :1].expand(t.shape),
+    "expanded scalar": lambda t: t[:1, :1, :1, :1].expand(t.shape),
+}
+LAYOUT_SHAPE = (3, 5, 4, 7)
+
+
+# ---- What is right ----------------------------------------------------------------------------------
+
+
+def kernel_noise(seed: Tensor, shape: Shape, *, sample_shape: Shape = ()) -> Tensor:
+    """The kernels' own normals, which tests/test_noise.py holds to the reference's."""
+    mu = torch.zeros(tuple(shape), device=seed.device)
+    return fastvae.rsample(mu, 1.0, param="std", sample_shape=sample_shape, seed=seed)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """float64 results and, for each element, the sum of the magnitudes of the terms it adds up."""
+
+    values: tuple[Tensor, ...]
+    magnitudes: tuple[Tensor, ...]
+
+
+def exact(
+    op: Op,
+    tensors: Sequence[Tensor],
+    param: str = "logvar",
+    *,
+    event_ndim: int | None = None,
+    seed: Tensor | int = SEED,
+    upstream: Sequence[Tensor] | None = None,
+) -> Exact:
+    """The reference in float64, with the kernels' noise: results, or gradients for `upstream`."""
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    leaves = [t.detach().double().expand(shape).requires_grad_() for t in tensors]
+    with mock.patch.object(reference, "noise", kernel_noise):
+        outputs = op(reference, leaves, param, event_ndim=event_ndim, seed=seed)
+        terms = op(reference, leaves, param, event_ndim=0, seed=seed)
+    if upstream is None:
+        values = tuple(y.detach() for y in outputs)
+        sums = [
+            t.detach().abs().reshape(*y.shape, -1).sum(-1)
+            for t, y in zip(terms, outputs, strict=True)
+        ]
+        return Exact(values, tuple(sums))
+    grads = torch.autograd.grad(outputs, leaves, [g.double() for g in upstream])
+    shapes = [t.shape for t in tensors]
+    return Exact(
+        tuple(g.sum_to_size(s) for g, s in zip(grads, shapes, strict=True)),
+        tuple(g.abs().sum_to_size(s) for g, s in zip(grads, shapes, strict=True)),
+    )
+
+
+def upstream_like(outputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
+    """Upstream gradients that are not ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype)
+        for y in outputs
+    ]
+
+
+def gradients(
+    op: Op,
+    tensors: Sequence[Tensor],
+    param: str = "logvar",
+    *,
+    upstream: Callable[[Sequence[Tensor]], Sequence[Tensor]] = upstream_like,
+    **options: Any,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The fused gradients of `tensors`, which keep their layout, and the upstream ones."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    outputs = op(fastvae, leaves, param, **options)
+    grad_outputs = list(upstream([y.detach() for y in outputs]))
+    return list(torch.autograd.grad(outputs, leaves, grad_outputs)), grad_outputs
+
+
+# ---- How near -----------------------------------------------------------------------------------
+
+# Of float32 arithmetic (half types are computed in it) and of float64 arithmetic. Both are stricter
+# than the error that eager PyTorch makes, and small against it for half types.
+PRECISION = {dtype: 1e-14 if dtype == torch.float64 else 1e-6 for dtype in DTYPES}
+
+
+def tolerance(computed: torch.dtype, stored: torch.dtype) -> float:
+    """The relative error allowed: of the arithmetic, and of one rounding to a half type."""
+    half = stored in (torch.bfloat16, torch.float16)
+    return PRECISION[computed] + (torch.finfo(stored).eps / 2 if half else 0)
+
+
+def error(result: Tensor, value: Tensor, magnitude: Tensor | None = None) -> float:
+    """The largest error, relative to the magnitude of an element, or of the mean one if greater.
+
+    Infinite where one of the two is not finite and the other is not the same.
+    """
+    assert result.shape == value.shape
+    if not value.numel():
+        return 0.0
+    result, value = result.detach().double(), value.double()
+    scale = value.abs() if magnitude is None else torch.maximum(value.abs(), magnitude)
+    finite = scale.isfinite()
+    typical = scale[finite].mean() if finite.any() else scale.new_ones(())
+    relative = (result - value).abs() / scale.clamp(min=max(typical.item(), 1e-300))
+    same = (result == value) | (result.isnan() & value.isnan())
+    return relative.nan_to_num(nan=torch.inf).masked_fill(same, 0).max().item()
+
+
+def assert_accurate(results: Sequence[Tensor], right: Exact, computed: torch.dtype) -> None:
+    for k, (y, value, magnitude) in enumerate(
+        zip(results, right.values, right.magnitudes, strict=True)
+    ):
+        found, allowed = error(y, value, magnitude), tolerance(computed, y.dtype)
+        assert found <= allowed, f"result {k} is off by {found:.2e}, allowed {allowed:.2e}"
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal in every bit, except that all NaNs are one."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    equal = (a == b) & (a.signbit() == b.signbit())
+    return bool((equal | (a.isnan() & b.isnan())).all())
