@@ -1,9 +1,10 @@
 // The CPU loop: a map over elements, with the value summed over rows.
 //
-// Every op runs through `run`. It walks the units it is given piece by piece and block by block; a
-// block's noise is drawn into a buffer that stays in the first-level cache, and `block` applies the
-// op's formula to sixteen elements at a time. The tail is the loop's business: a last vector is
-// loaded, stored and summed in part.
+// Every op runs through `run`. It walks its units block by block; a block is part of a long piece or
+// several whole short ones, at most `kBlock` elements. A block's noise is drawn into a buffer that
+// stays in the first-level cache, operands whose pieces do not follow each other in memory are
+// gathered into one, and then the op's formula is applied to sixteen elements at a time. The tail is
+// the loop's business: a last vector is loaded, stored and summed in part.
 #pragma once
 
 #include "../plan.h"
@@ -43,14 +44,23 @@ struct Cursor {
     }
   }
 
-  void next() {
+  // Pieces from here on that one step along the last outer dimension leads through.
+  int64_t straight() const { return plan.dims ? plan.size[plan.dims - 1] - index[plan.dims - 1] : 1; }
+  static int64_t step(const Plan& plan, const Layout& layout) {
+    return plan.dims ? layout.stride[plan.dims - 1] : 0;
+  }
+
+  // On by `pieces`, at most straight().
+  void advance(int64_t pieces) {
 #pragma GCC unroll 1
     for (int d = plan.dims - 1; d >= 0; --d) {
-      const bool carry = ++index[d] == plan.size[d];
-      const int64_t step = carry ? 1 - plan.size[d] : 1;
+      index[d] += pieces;
+      const bool carry = index[d] == plan.size[d];
+      const int64_t step = carry ? pieces - plan.size[d] : pieces;
       for (int k = 0; k < kCount; ++k) offset[k] += step * layout[k]->stride[d];
       if (!carry) return;
       index[d] = 0;
+      pieces = 1;
     }
   }
 };
@@ -67,34 +77,39 @@ class Loop {
   // Units [begin, end). Reduced outputs go to slot `slot`.
   static void run(const Plan& plan, int64_t begin, int64_t end, int64_t slot) {
     Loop loop(plan, slot);
+    if (plan.segments > 1) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        At at(plan, unit / plan.segments);
+        const int64_t first = unit % plan.segments * plan.segment_size;
+        const int64_t last = smaller(first + plan.segment_size, plan.inner);
+        for (int64_t j = first; j < last; j += kBlock)
+          loop.block(at, j, smaller(kBlock, last - j), 1, nullptr);
+        loop.end_sum(unit);
+      }
+      return;
+    }
+    // Units of whole pieces follow each other; rows of one piece need not even be told apart.
+    const bool short_rows = plan.pieces_per_row == 1 && plan.unit_sums;
+    At at(plan, first_piece(plan, begin));
+    const int64_t most = plan.inner < kBlock ? kBlock / plan.inner : 1;
     for (int64_t unit = begin; unit < end;) {
-      // Neighbouring units of whole pieces follow each other: the cursor need not be set anew.
-      const int64_t row = unit / plan.units_per_row, in_row = unit % plan.units_per_row;
-      const int64_t piece_in_row = in_row / plan.segments * plan.pieces_per_unit;
-      At at(plan, row * plan.pieces_per_row + piece_in_row);
-      if (plan.segments > 1) {
-        const int64_t first = in_row % plan.segments * plan.segment_size;
-        loop.begin_sum();
-        loop.piece(at, first, smaller(first + plan.segment_size, plan.inner));
-        loop.end_sum(unit++);
-        continue;
-      }
-      int64_t left = smaller(plan.pieces_per_unit, plan.pieces_per_row - piece_in_row);
-      loop.begin_sum();
-      for (;;) {
-        loop.piece(at, 0, plan.inner);
-        if (--left > 0) {
-          at.next();
-          continue;
+      int64_t left = short_rows ? end - unit : first_piece(plan, unit + 1) - first_piece(plan, unit);
+      while (left > 0) {
+        const int64_t pieces = smaller(smaller(left, most), at.straight());
+        A* sums = short_rows ? static_cast<A*>(plan.unit_sums) + unit : nullptr;
+        if (plan.inner <= kBlock)
+          loop.block(at, 0, plan.inner, pieces, sums);
+        else
+          for (int64_t j = 0; j < plan.inner; j += kBlock)
+            loop.block(at, j, smaller(kBlock, plan.inner - j), 1, nullptr);
+        at.advance(pieces);
+        left -= pieces;
+        if (short_rows) {
+          if (plan.inner > kBlock) loop.end_sum(unit);
+          unit += pieces;
         }
-        loop.end_sum(unit++);
-        if (unit == end) break;
-        const int64_t next_in_row = unit % plan.units_per_row;
-        left = smaller(plan.pieces_per_unit,
-                       plan.pieces_per_row - next_in_row * plan.pieces_per_unit);
-        loop.begin_sum();
-        at.next();
       }
+      if (!short_rows) loop.end_sum(unit++);
     }
   }
 
@@ -103,86 +118,96 @@ class Loop {
 
   static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-  void begin_sum() { total_ = 0; }
+  static int64_t first_piece(const Plan& plan, int64_t unit) {
+    const int64_t row = unit / plan.units_per_row, in_row = unit % plan.units_per_row;
+    return row * plan.pieces_per_row + in_row * plan.pieces_per_unit;
+  }
+
   void end_sum(int64_t unit) {
     if (kStep.value && plan_.unit_sums) static_cast<A*>(plan_.unit_sums)[unit] = A(total_);
+    total_ = 0;
   }
 
-  // Elements [first, last) of the piece under the cursor.
-  void piece(const At& at, int64_t first, int64_t last) {
-    Noise noise = plan_.noise;
-    for (int64_t j = first; j < last; j += kBlock) {
-      const int n = int(smaller(kBlock, last - j));
-      const float* eps = nullptr;
-      if constexpr (kStep.noise) {
-        NoiseRun run{0, at.offset[At::kRow] + j * noise.row.inner,
-                     at.offset[At::kColumn] + j * noise.column.inner,
-                     at.offset[At::kSample] + j * noise.sample.inner};
-        run.seed = uint64_t(noise.seed[noise.seed_per_row ? run.row : 0]);
-        if (noise.seed_per_row && noise.row.inner == 0) run.row = 0;
-        eps = fill(noise_, noise, run, n);
-      }
-      block(at, j, n, eps);
-    }
-  }
-
-  // A stream of numbers that a block reads: from memory, or one number over and over.
+  // Numbers that a block reads: from memory, gathered from it, or one over and over.
   template <class S>
   struct Source {
-    const S* p;
-    int step;
-    S padded[kLanes];
+    const S* p = nullptr;
+    int step = 0;
 
-    void open(const Input& input, int64_t offset, int64_t j) {
-      step = int(input.layout.inner);
-      p = static_cast<const S*>(input.data) + offset + j;
-      if (step != 0) return;
-      S x;
-      if (input.data)
-        x = static_cast<const S*>(input.data)[offset];
-      else
-        store_some(&x, V(A(input.constant)), 1);
-      for (S& lane : padded) lane = x;
-      p = padded;
-    }
-    // Makes the last `n` < 16 numbers, from i on, a whole vector.
-    void pad(int i, int n) {
-      if (step == 0) return;
-      memset(padded, 0, sizeof(padded));
-      memcpy(padded, p + i, n * sizeof(S));
-      step = 0;
-      p = padded;
-    }
     V get(int i) const { return load(p + i * step, static_cast<V*>(nullptr)); }
   };
+  template <class S>
+  struct Buffer {
+    S padded[kLanes];
+    alignas(64) S gathered[kBlock];
+  };
 
-  void block(const At& at, int64_t j, int n, const float* eps) {
+  template <class S>
+  Source<S> open(Buffer<S>& buffer, const Input& input, int64_t offset, int64_t j, int64_t length,
+                 int64_t pieces) const {
+    const int64_t inner = input.layout.inner, outer = At::step(plan_, input.layout);
+    const S* from = static_cast<const S*>(input.data) + offset + j * inner;
+    if (inner == 0 && (pieces == 1 || outer == 0)) {
+      S x;
+      if (input.data)
+        x = *from;
+      else
+        store_some(&x, V(A(input.constant)), 1);
+      for (S& lane : buffer.padded) lane = x;
+      return {buffer.padded, 0};
+    }
+    if (pieces == 1 || (inner == 1 && outer == length)) return {from, 1};
+    for (int64_t piece = 0, i = 0; piece < pieces; ++piece)
+      for (int64_t k = 0; k < length; ++k) buffer.gathered[i++] = from[piece * outer + k * inner];
+    return {buffer.gathered, 1};
+  }
+
+  // Makes the last `n` < 16 numbers of a source, from i on, a whole vector.
+  template <class S>
+  static void pad(Source<S>& source, Buffer<S>& buffer, int i, int n) {
+    if (source.step == 0) return;
+    memset(buffer.padded, 0, sizeof(buffer.padded));
+    memcpy(buffer.padded, source.p + i, n * sizeof(S));
+    source = {buffer.padded, 0};
+  }
+
+  // Elements [j, j + length) of `pieces` pieces from the cursor on. With `row_sums`, each piece is a
+  // row and its sum goes there; else the block's sum is added to `total_`.
+  void block(const At& at, int64_t j, int64_t length, int64_t pieces, A* row_sums) {
+    const int n = int(length * pieces);
+    // All that the inner loop needs stands in local variables: its stores might change members.
+    const Scale scale = scale_;
     Source<T> in[I];
-    for (int k = 0; k < I; ++k) in[k].open(plan_.input[k], at.offset[At::kInput + k], j);
+    for (int k = 0; k < I; ++k)
+      in[k] = open(in_[k], plan_.input[k], at.offset[At::kInput + k], j, length, pieces);
     Source<A> row_grad;
-    if constexpr (kStep.row_grad) row_grad.open(plan_.row_grad, at.offset[At::kRowGrad], j);
+    if constexpr (kStep.row_grad)
+      row_grad =
+          open(row_grad_, plan_.row_grad, at.offset[At::kRowGrad], j, length, pieces);
+    const float* eps = nullptr;
+    if constexpr (kStep.noise) eps = draw(at, j, length, pieces);
 
-    // Reduced outputs are kept for the block: the sum over it, or each element in `scratch_`.
-    T* full[O > 0 ? O : 1];
-    V sums[O > 0 ? O : 1];
+    // Outputs go straight to memory, or to scratch_ to be scattered or reduced from there.
+    T* direct[O > 0 ? O : 1];
+    bool wanted[O > 0 ? O : 1];
     for (int k = 0; k < O; ++k) {
       const Output& out = plan_.output[k];
-      full[k] = out.mode == Mode::full
-                    ? static_cast<T*>(out.data) + at.offset[At::kOutput + k] + j
-                    : nullptr;
-      sums[k] = V(0);
+      const bool follows = pieces == 1 || (out.layout.inner == 1 &&
+                                           At::step(plan_, out.layout) == length);
+      direct[k] = out.mode == Mode::full && follows
+                      ? static_cast<T*>(out.data) + at.offset[At::kOutput + k] + j
+                      : nullptr;
+      wanted[k] = out.mode != Mode::discard;
     }
-    A* value = kStep.value && plan_.value.mode == Mode::full
-                   ? static_cast<A*>(plan_.value.data) + at.offset[At::kValue] + j
-                   : nullptr;
+    const bool keep_values = kStep.value && (row_sums || !plan_.unit_sums);
     V sum(0);
 
     for (int i = 0; i < n; i += kLanes) {
       const int m = n - i;
       const bool whole = m >= kLanes;
       if (!whole) {
-        for (int k = 0; k < I; ++k) in[k].pad(i, m);
-        if constexpr (kStep.row_grad) row_grad.pad(i, m);
+        for (int k = 0; k < I; ++k) pad(in[k], in_[k], i, m);
+        if constexpr (kStep.row_grad) pad(row_grad, row_grad_, i, m);
       }
       V x[I], y[O > 0 ? O : 1], g(0), e(0);
 #pragma GCC unroll 8
@@ -190,41 +215,95 @@ class Loop {
       if constexpr (kStep.row_grad) g = row_grad.get(i);
       // The noise buffer is longer than the block, so its last vector is always whole.
       if constexpr (kStep.noise) e = load(eps + i, static_cast<V*>(nullptr));
-      const V v = Op::apply(scale_, x, g, e, y);
+      const V v = Op::apply(scale, x, g, e, y);
       if constexpr (kStep.value) {
-        if (value) whole ? store(value + i, v) : store_some(value + i, v, m);
-        sum = sum + (whole ? v : first_lanes(v, m));
+        if (keep_values)
+          store(values_ + i, v);
+        else
+          sum = sum + (whole ? v : first_lanes(v, m));
       }
 #pragma GCC unroll 8
       for (int k = 0; k < O; ++k) {
-        const Output& out = plan_.output[k];
-        if (full[k])
-          whole ? store(full[k] + i, y[k]) : store_some(full[k] + i, y[k], m);
-        else if (out.mode == Mode::reduced && out.layout.inner == 0)
-          sums[k] = sums[k] + (whole ? y[k] : first_lanes(y[k], m));
-        else if (out.mode == Mode::reduced)
+        if (direct[k])
+          whole ? store(direct[k] + i, y[k]) : store_some(direct[k] + i, y[k], m);
+        else if (wanted[k])
           store(scratch_[k] + i, y[k]);
       }
     }
 
-    if (kStep.value && plan_.unit_sums) total_ += sum_lanes(sum);
+    if constexpr (kStep.value) {
+      if (row_sums)
+        for (int64_t p = 0; p < pieces; ++p) row_sums[p] = add(values_ + p * length, length);
+      else if (keep_values)
+        scatter(static_cast<A*>(plan_.value.data) + at.offset[At::kValue], plan_.value.layout,
+                values_, j, length, pieces);
+      else
+        total_ += sum_lanes(sum);
+    }
     for (int k = 0; k < O; ++k) {
       const Output& out = plan_.output[k];
-      if (out.mode != Mode::reduced) continue;
-      A* to = static_cast<A*>(out.data) + slot_ * out.extent + at.offset[At::kOutput + k];
-      if (out.layout.inner == 0)
-        *to += sum_lanes(sums[k]);
+      if (direct[k] || !wanted[k]) continue;
+      const int64_t offset = at.offset[At::kOutput + k];
+      if (out.mode == Mode::full)
+        scatter(static_cast<T*>(out.data) + offset, out.layout, scratch_[k], j, length, pieces);
       else
-        for (int i = 0; i < n; ++i) to[j + i] += scratch_[k][i];
+        accumulate(static_cast<A*>(out.data) + slot_ * out.extent + offset, out.layout, scratch_[k],
+                   j, length, pieces);
+    }
+  }
+
+  const float* draw(const At& at, int64_t j, int64_t length, int64_t pieces) {
+    const Noise& noise = plan_.noise;
+    return fill(noise_, noise,
+                {.pieces = pieces,
+                 .length = length,
+                 .row = at.offset[At::kRow] + j * noise.row.inner,
+                 .column = at.offset[At::kColumn] + j * noise.column.inner,
+                 .sample = at.offset[At::kSample] + j * noise.sample.inner,
+                 .row_step = At::step(plan_, noise.row),
+                 .column_step = At::step(plan_, noise.column),
+                 .sample_step = At::step(plan_, noise.sample)});
+  }
+
+  // In double, in order: rows are short or few.
+  static A add(const A* x, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += x[i];
+    return A(sum);
+  }
+
+  template <class S>
+  void scatter(S* to, const Layout& layout, const A* from, int64_t j, int64_t length,
+               int64_t pieces) {
+    const int64_t outer = At::step(plan_, layout);
+    for (int64_t p = 0; p < pieces; ++p, from += length) {
+      S* row = to + p * outer + j;
+      int64_t i = 0;
+      for (; i + kLanes <= length; i += kLanes) store(row + i, load_same(from + i));
+      if (i < length) store_some(row + i, load_some(from + i, int(length - i), (V*)nullptr), int(length - i));
+    }
+  }
+
+  void accumulate(A* to, const Layout& layout, const A* from, int64_t j, int64_t length,
+                  int64_t pieces) {
+    const int64_t outer = At::step(plan_, layout);
+    for (int64_t p = 0; p < pieces; ++p, from += length) {
+      if (layout.inner == 0)
+        to[p * outer] += add(from, length);
+      else
+        for (int64_t i = 0; i < length; ++i) to[p * outer + j + i] += from[i];
     }
   }
 
   const Plan& plan_;
   const Scale scale_;
   const int64_t slot_;
-  double total_ = 0;  // over blocks, whose own sums have at most 32 terms a lane
-  alignas(64) float noise_[kStep.noise ? kBlock + 2 * kNormalsPerStep : 1];
-  alignas(64) A scratch_[O > 0 ? O : 1][kBlock];
+  double total_ = 0;  // over blocks, whose own sums have at most kBlock / kLanes terms a lane
+  Buffer<T> in_[I];
+  Buffer<A> row_grad_;
+  alignas(64) float noise_[kStep.noise ? 2 * kBlock + 2 * kNormalsPerStep : 1];
+  alignas(64) A values_[kStep.value ? kBlock + kLanes : 1];
+  alignas(64) A scratch_[O > 0 ? O : 1][kBlock + kLanes];
 };
 
 // One row of the kernel table for each step, one column for each type.

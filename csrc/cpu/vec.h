@@ -139,6 +139,10 @@ FASTVAE_INLINE Mask<E> operator>(Vec<E> a, Vec<E> b) {
   return each<typename MaskOf<E>::type>([](auto x, auto y) { return x > y; }, a, b);
 }
 template <class E>
+FASTVAE_INLINE Mask<E> operator>=(Vec<E> a, Vec<E> b) {
+  return each<typename MaskOf<E>::type>([](auto x, auto y) { return x >= y; }, a, b);
+}
+template <class E>
 FASTVAE_INLINE Mask<E> operator==(Vec<E> a, Vec<E> b) {
   return each<typename MaskOf<E>::type>([](auto x, auto y) { return x == y; }, a, b);
 }
