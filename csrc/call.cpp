@@ -1,42 +1,15 @@
 #include "call.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <sstream>
 #include <stdexcept>
-
-#include "cpu/dispatch.h"
-#include "cuda/dispatch.h"
 
 namespace fastvae {
 namespace {
 
 using torch::headeronly::ScalarType;
-
-// Elements of a unit: enough to pay for handing it to a thread, few enough to share out a long row.
-constexpr int64_t kUnit = 8192;
-// Slices in which a broadcast operand's gradient is accumulated, each of at least `kUnit` elements: the
-// parallelism of that case.
-constexpr int64_t kMaxSlots = 64;
-
-std::string text(const Dims& dims) {
-  std::ostringstream out;
-  out << '[';
-  for (size_t i = 0; i < dims.size(); ++i) out << (i ? ", " : "") << dims[i];
-  out << ']';
-  return out.str();
-}
-
-Dims to_dims(const torch::headeronly::IntHeaderOnlyArrayRef& a) { return {a.begin(), a.end()}; }
-
-int64_t product(const Dims& dims) {
-  int64_t n = 1;
-  for (int64_t d : dims) n *= d;
-  return n;
-}
 
 std::optional<DType> to_dtype(ScalarType type) {
   switch (type) {
@@ -59,32 +32,15 @@ ScalarType to_scalar_type(DType dtype) {
   return types[int(dtype)];
 }
 
-int64_t size_of(DType dtype) {
-  constexpr int64_t sizes[] = {4, 8, 2, 2};
-  return sizes[int(dtype)];
-}
-
 int32_t device_type_of(const Tensor& tensor) {
   int32_t type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
   return type;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-Dims contiguous_strides(const Dims& sizes) {
-  Dims strides(sizes.size());
-  int64_t stride = 1;
-  for (int d = int(sizes.size()) - 1; d >= 0; --d) {
-    strides[d] = stride;
-    stride *= sizes[d];
-  }
-  return strides;
-}
-
 }  // namespace
 
-// ---- Operands -------------------------------------------------------------------------------------
+// ---- Operands -----------------------------------------------------------------------------------
 
 Call::Call(const char* op, int64_t param) : op_(op) {
   constexpr ScaleForm forms[] = {{true, 0.5f}, {true, 1.0f}, {false, 1.0f}, {false, 0.5f}};
@@ -160,7 +116,7 @@ void Call::rows(int64_t event_ndim) { event_ndim_ = event_ndim; }
 void Call::grad_output(const Tensor& grad) { grad_output_ = operand("grad_z", grad); }
 void Call::grad_value(const Tensor& grad) { grad_value_ = operand("grad_output", grad); }
 
-// ---- The common shape and its order in memory ------------------------------------------------------
+// ---- The common shape and its order in memory ---------------------------------------------------
 
 // Strides along the common shape of a tensor that broadcasts to it.
 Dims Call::spread(const Operand& operand, const Dims& strides) const {
@@ -175,12 +131,14 @@ void Call::finish_shape() {
   if (!order_.empty() || !shape_.empty()) return;
   Dims base;
   for (const Operand& input : inputs_) {
-    if (input.sizes.size() > base.size()) base.insert(base.begin(), input.sizes.size() - base.size(), 1);
+    if (input.sizes.size() > base.size())
+      base.insert(base.begin(), input.sizes.size() - base.size(), 1);
     const size_t skip = base.size() - input.sizes.size();
     for (size_t d = 0; d < input.sizes.size(); ++d) {
       if (base[skip + d] == 1) base[skip + d] = input.sizes[d];
       if (input.sizes[d] != 1 && input.sizes[d] != base[skip + d])
-        fail(input.name + " of shape " + text(input.sizes) + " does not broadcast to " + text(base));
+        fail(input.name + " of shape " + text(input.sizes) + " does not broadcast to " +
+             text(base));
     }
   }
   shape_ = sample_shape_;
@@ -235,7 +193,8 @@ void Call::finish_order() {
     if (shape_[d] > 1 && strides[d] == 0) return;
   // Dimensions of size 1 have no place of their own; they go where they disturb nothing.
   const auto key = [&](int d) { return shape_[d] == 1 ? INT64_MAX : strides[d]; };
-  std::stable_sort(order_.begin() + lead_, order_.end(), [&](int a, int b) { return key(a) > key(b); });
+  std::stable_sort(order_.begin() + lead_, order_.end(),
+                   [&](int a, int b) { return key(a) > key(b); });
 }
 
 // Of a dense tensor in the common order, whose sizes broadcast to the common shape.
@@ -277,7 +236,7 @@ void Call::make_dense(Operand& operand) const {
   operand.strides = spread(operand, strides);
 }
 
-// ---- Outputs ---------------------------------------------------------------------------------------
+// ---- Outputs ------------------------------------------------------------------------------------
 
 Tensor Call::output() {
   finish_shape();
@@ -289,8 +248,8 @@ Tensor Call::output() {
 Tensor Call::value() {
   finish_shape();
   const Dims sizes(shape_.begin(), shape_.end() - event_ndim_);
-  Tensor value = allocate(sizes, event_ndim_ == 0 ? dense_strides(sizes) : contiguous_strides(sizes),
-                          accumulate_);
+  Tensor value = allocate(
+      sizes, event_ndim_ == 0 ? dense_strides(sizes) : contiguous_strides(sizes), accumulate_);
   if (numel_ == 0) torch::stable::zero_(value);
   value_ = operand("value", value);
   value_->trailing = event_ndim_;
@@ -326,208 +285,12 @@ std::vector<Tensor> Call::gradients(int count, int64_t needs) {
     gradient.operand.tensor = results[k];
     gradient.operand.strides = spread(input, strides);
     gradient.operand.offset = 0;
-    const int64_t extent = product(input.sizes);
-    gradient.reduced = extent != numel_;
+    gradient.reduced = product(input.sizes) != numel_;
     if (gradient.reduced && numel_ == 0) torch::stable::zero_(results[k]);
     if (gradient.reduced && !on_cpu()) gradient.operand.strides = dense_strides(shape_);
-    if (gradient.reduced && on_cpu()) {
-      // Each slot has a worthwhile share, and together they are no more than the whole.
-      const int64_t slots = std::clamp<int64_t>(numel_ / std::max(kUnit, extent), 1, kMaxSlots);
-      plan_.slots = plan_.slots ? std::min(plan_.slots, slots) : slots;
-    }
     gradients_[k] = gradient;
   }
   return results;
-}
-
-// ---- Collapse --------------------------------------------------------------------------------------
-
-void* Call::address(const Operand& operand, DType dtype) const {
-  return static_cast<char*>(operand.tensor->data_ptr()) + operand.offset * size_of(dtype);
-}
-
-// Fills the plan's dimensions and layouts. Operands whose innermost stride is neither 0 nor 1 are
-// replaced by dense copies; then the answer is false, and the collapse must be made again.
-bool Call::collapse(const Step& step) {
-  struct Column {
-    Dims strides;
-    Layout* layout;
-    Operand* operand;  // none: not in memory
-  };
-  std::vector<Column> columns;
-  const size_t rank = shape_.size();
-  for (size_t k = 0; k < inputs_.size(); ++k)
-    if (inputs_[k].tensor)
-      columns.push_back({inputs_[k].strides, &plan_.input[k].layout, &inputs_[k]});
-  if (output_) columns.push_back({output_->strides, &plan_.output[0].layout, &*output_});
-  for (size_t k = 0; k < gradients_.size(); ++k)
-    if (gradients_[k])
-      columns.push_back({gradients_[k]->operand.strides, &plan_.output[k].layout,
-                         &gradients_[k]->operand});
-  if (grad_value_) columns.push_back({grad_value_->strides, &plan_.row_grad.layout, &*grad_value_});
-
-  const Dims event(shape_.end() - std::max<int64_t>(event_ndim_, 0), shape_.end());
-  sums_ = step.value && product(event) != 1;
-  Layout rows;
-  if (step.value && !sums_) columns.push_back({value_->strides, &plan_.value.layout, &*value_});
-  if (sums_) {
-    Dims strides = contiguous_strides(Dims(shape_.begin(), shape_.end() - event_ndim_));
-    strides.resize(rank, 0);
-    columns.push_back({strides, &rows, nullptr});
-  }
-  if (step.noise) {
-    const size_t samples = sample_shape_.size();
-    Dims sample(rank, 0), row(rank, 0), column(rank, 0);
-    std::ranges::copy(contiguous_strides(sample_shape_), sample.begin());
-    if (rank > samples) {
-      row[samples] = 1;
-      std::ranges::copy(contiguous_strides(Dims(shape_.begin() + samples + 1, shape_.end())),
-                        column.begin() + samples + 1);
-    }
-    columns.push_back({sample, &plan_.noise.sample, nullptr});
-    columns.push_back({row, &plan_.noise.row, nullptr});
-    columns.push_back({column, &plan_.noise.column, nullptr});
-  }
-
-  // Neighbouring dimensions are one where every operand walks through them in one stride.
-  std::vector<int64_t> sizes;
-  std::vector<Dims> strides;  // of each collapsed dimension, one a column
-  for (int d : order_) {
-    if (shape_[d] == 1) continue;
-    Dims here;
-    for (const Column& column : columns) here.push_back(column.strides[d]);
-    bool merge = !sizes.empty();
-    for (size_t c = 0; merge && c < columns.size(); ++c)
-      merge = strides.back()[c] == here[c] * shape_[d];
-    if (merge) {
-      sizes.back() *= shape_[d];
-      strides.back() = here;
-    } else {
-      sizes.push_back(shape_[d]);
-      strides.push_back(here);
-    }
-  }
-  if (sizes.empty()) {
-    sizes.push_back(1);
-    strides.emplace_back(columns.size(), 0);
-  }
-  const bool too_many = sizes.size() > kMaxDims + 1;
-  bool done = true;
-  for (size_t c = 0; c < columns.size(); ++c) {
-    Operand* operand = columns[c].operand;
-    if (!operand || (!too_many && (strides.back()[c] == 0 || strides.back()[c] == 1))) continue;
-    if (operand->strides == spread(*operand, dense_strides(operand->sizes, operand->trailing))) continue;
-    make_dense(*operand);
-    done = false;
-  }
-  if (!done) return false;
-  if (too_many) fail("the operands broadcast along too many alternating dimensions");
-
-  plan_.dims = int(sizes.size()) - 1;
-  plan_.inner = sizes.back();
-  plan_.pieces = plan_.pieces_per_row = 1;
-  for (size_t c = 0; c < columns.size(); ++c) {
-    for (int d = 0; d < plan_.dims; ++d) columns[c].layout->stride[d] = strides[d][c];
-    columns[c].layout->inner = strides.back()[c];
-  }
-  for (int d = 0; d < plan_.dims; ++d) {
-    plan_.size[d] = sizes[d];
-    plan_.pieces *= sizes[d];
-    if (sums_ && rows.stride[d] == 0) plan_.pieces_per_row *= sizes[d];
-  }
-  if (!sums_) plan_.pieces_per_row = plan_.pieces;
-  return true;
-}
-
-// ---- Launch ----------------------------------------------------------------------------------------
-
-void Call::cut() {
-  Plan& p = plan_;
-  p.segments = p.inner > kUnit ? ceil_div(p.inner, kUnit) : 1;
-  p.segment_size = p.segments > 1 ? kUnit : p.inner;
-  p.pieces_per_unit = std::clamp<int64_t>(kUnit / p.inner, 1, p.pieces_per_row);
-  p.units_per_row = ceil_div(p.pieces_per_row, p.pieces_per_unit) * p.segments;
-  p.units = p.pieces / p.pieces_per_row * p.units_per_row;
-}
-
-bool Call::on_cpu() const { return device_type_ == aoti_torch_device_type_cpu(); }
-
-void Call::launch(int step_index, const Step& step) {
-  finish_shape();
-  if (numel_ == 0) return;
-  if (!on_cpu() && (device_type_ != aoti_torch_device_type_cuda() || !kHasCuda))
-    fail("this build has no kernels for the device of " + inputs_[0].name);
-  std::optional<torch::stable::accelerator::DeviceGuard> guard;
-  if (!on_cpu()) guard.emplace(device_index_);
-  while (!collapse(step)) {
-  }
-  cut();
-  Plan& p = plan_;
-  for (size_t k = 0; k < inputs_.size(); ++k) {
-    p.input[k].constant = inputs_[k].constant;
-    if (inputs_[k].tensor) p.input[k].data = address(inputs_[k], dtype_);
-  }
-  if (grad_value_) p.row_grad.data = address(*grad_value_, accumulate_);
-  if (seed_) p.noise.seed = static_cast<const int64_t*>(seed_->data_ptr());
-  if (output_) p.output[0].write(Mode::full, address(*output_, dtype_));
-  for (size_t k = 0; k < gradients_.size(); ++k)
-    if (gradients_[k]) point(*gradients_[k], p.output[k]);
-  // Rows' sums go straight to the result, or each unit's to a partial sum.
-  OptionalTensor partial;
-  if (step.value && !sums_) p.value.write(Mode::full, address(*value_, accumulate_));
-  if (sums_) {
-    if (p.units_per_row > 1) partial = allocate({p.units}, {1}, accumulate_);
-    p.unit_sums = (partial ? *partial : *value_->tensor).mutable_data_ptr();
-  }
-
-  if (on_cpu())
-    run_on_cpu(step_index, dtype_, p);
-  else
-    run_on_cuda(op_, device_index_, step_index, dtype_, p);
-
-  if (partial) {
-    void* sums = value_->tensor->mutable_data_ptr();
-    const int64_t parts = p.units_per_row, rows = p.units / parts;
-    if (on_cpu())
-      add_on_cpu(accumulate_, p.unit_sums, parts, parts, 1, sums, rows);
-    else
-      add_on_cuda(op_, device_index_, accumulate_, p.unit_sums, parts, parts, 1, sums, rows);
-  }
-  for (size_t k = 0; k < gradients_.size(); ++k)
-    if (gradients_[k] && gradients_[k]->reduced) finish(*gradients_[k], p.output[k]);
-}
-
-void Call::point(Gradient& gradient, Output& output) {
-  if (!gradient.reduced) return output.write(Mode::full, address(gradient.operand, dtype_));
-  if (!on_cpu()) {
-    gradient.terms = allocate(shape_, dense_strides(shape_), dtype_);
-    return output.write(Mode::full, gradient.terms->mutable_data_ptr());
-  }
-  output.extent = product(gradient.operand.sizes);
-  Dims sizes = gradient.operand.sizes, strides = dense_strides(sizes);
-  sizes.insert(sizes.begin(), plan_.slots);
-  strides.insert(strides.begin(), output.extent);
-  Tensor slots = allocate(sizes, strides, accumulate_);
-  gradient.terms = torch::stable::zero_(slots);
-  output.write(Mode::reduced, slots.mutable_data_ptr());
-}
-
-void Call::finish(Gradient& gradient, const Output& output) {
-  Tensor terms = *gradient.terms;
-  const Dims& sizes = gradient.operand.sizes;
-  if (on_cpu()) {
-    const bool convert = accumulate_ != dtype_;
-    add_on_cpu(accumulate_, output.data, 1, plan_.slots, output.extent,
-               convert ? output.data : gradient.result.mutable_data_ptr(), output.extent);
-    if (convert) torch::stable::copy_(gradient.result, torch::stable::select(terms, 0, 0));
-    return;
-  }
-  Dims broadcast;
-  const size_t skip = shape_.size() - sizes.size();
-  for (size_t d = 0; d < shape_.size(); ++d)
-    if (shape_[d] != 1 && (d < skip || sizes[d - skip] == 1)) broadcast.push_back(int64_t(d));
-  torch::stable::copy_(gradient.result,
-                       torch::stable::reshape(torch::stable::sum(terms, broadcast), sizes));
 }
 
 }  // namespace fastvae

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "dims.h"
 #include "formulas.h"
 #include "plan.h"
 
@@ -25,7 +26,6 @@ namespace fastvae {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Dims = std::vector<int64_t>;
 
 // The position of `Op` in `Steps`.
 template <class Op, class... Ops>
@@ -69,12 +69,12 @@ class Call {
   struct Operand {
     std::string name;
     OptionalTensor tensor;
-    Dims sizes;           // its own
-    Dims strides;         // along the common shape, 0 where it is broadcast; set by finish_shape()
-    int64_t offset = 0;   // of its first element in `tensor`: the second half of a packed pair
+    Dims sizes;          // its own
+    Dims strides;        // along the common shape, 0 where it is broadcast; set by finish_shape()
+    int64_t offset = 0;  // of its first element in `tensor`: the second half of a packed pair
     int packed_dim = -1;
     int64_t trailing = 0;  // dimensions of the common shape that its own end before: the event's
-    double constant = 0;  // without a tensor
+    double constant = 0;   // without a tensor
   };
   struct Gradient {
     Operand operand;  // what the kernel writes

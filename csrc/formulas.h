@@ -2,8 +2,8 @@
 //
 // Notation: q = N(mu, sigma^2), read from (mu, s) with `s` in the caller's parameterization, and
 // h = ln sigma = logvar / 2. Gradients with respect to s go through dh/ds. The loops (cpu/loops.h,
-// cuda/loops.cuh) hand each step its inputs, the noise and the upstream gradient of the summed value,
-// and take the outputs and the value to sum.
+// cuda/loops.cuh) hand each step its inputs, the noise and the upstream gradient of the summed
+// value, and take the outputs and the value to sum.
 //
 // e^t - 1 - t is never formed by subtraction: near posterior collapse (mu, logvar -> 0) that would
 // lose every digit. With E = expm1(h) and T = e^h - 1 - h >= 0 from one polynomial (math.h),
@@ -49,8 +49,8 @@ struct Scale : ScaleForm {
   }
 };
 
-// What a step of an op reads and gives. `noise`: it takes a standard normal. `value`: it returns the
-// number that is summed over a row. `row_grad`: it takes the upstream gradient of that sum.
+// What a step of an op reads and gives. `noise`: it takes a standard normal. `value`: it returns
+// the number that is summed over a row. `row_grad`: it takes the upstream gradient of that sum.
 struct Step {
   int inputs;
   int outputs;
@@ -59,12 +59,13 @@ struct Step {
   bool row_grad = false;
 };
 
-// The inputs of a step backward are those of its step forward, then the gradient of z if there is a z;
-// output k is the gradient of input k. A step's operands are read by name: `const auto& [mu, s] = in;`
+// The inputs of a step backward are those of its step forward, then the gradient of z if there is a
+// z; output k is the gradient of input k. A step's operands are read by name: `const auto& [mu, s]
+// = in;`
 template <class V, int N>
 using Values = V[N > 0 ? N : 1];
 
-// ---- z = mu + sigma eps --------------------------------------------------------------------------
+// ---- z = mu + sigma eps -------------------------------------------------------------------------
 
 struct Rsample {
   struct Forward {
@@ -89,7 +90,7 @@ struct Rsample {
   };
 };
 
-// ---- KL(q || p), p = N(0, 1) or N(prior_mu, prior_sigma^2) ------------------------------------------
+// ---- KL(q || p), p = N(0, 1) or N(prior_mu, prior_sigma^2) --------------------------------------
 
 // to N(0, 1): 1/2 (mu^2 + e^{2h} - 1 - 2h)
 template <class V>
@@ -151,7 +152,7 @@ struct KLDivergence {
   };
 };
 
-// ---- z and KL in one pass ------------------------------------------------------------------------
+// ---- z and KL in one pass -----------------------------------------------------------------------
 
 template <int N>
 struct RsampleKL {
@@ -179,7 +180,8 @@ struct RsampleKL {
   };
 };
 
-// ---- log N(x; mean, sigma^2) = -1/2 w^2 - h - 1/2 ln 2 pi, w = (x - mean) / sigma -------------------
+// ---- log N(x; mean, sigma^2) --------------------------------------------------------------------
+// -1/2 w^2 - h - 1/2 ln 2 pi,  w = (x - mean) / sigma
 
 struct GaussianLogProb {
   struct Forward {
@@ -211,11 +213,10 @@ struct GaussianLogProb {
 // Every step, in the order of the kernel tables.
 template <class... Steps>
 struct List {};
-using Steps =
-    List<Rsample::Forward, Rsample::Backward, KLDivergence<2>::Forward, KLDivergence<2>::Backward,
-         KLDivergence<4>::Forward, KLDivergence<4>::Backward, RsampleKL<2>::Forward,
-         RsampleKL<2>::Backward, RsampleKL<4>::Forward, RsampleKL<4>::Backward,
-         GaussianLogProb::Forward, GaussianLogProb::Backward>;
+using Steps = List<Rsample::Forward, Rsample::Backward, KLDivergence<2>::Forward,
+                   KLDivergence<2>::Backward, KLDivergence<4>::Forward, KLDivergence<4>::Backward,
+                   RsampleKL<2>::Forward, RsampleKL<2>::Backward, RsampleKL<4>::Forward,
+                   RsampleKL<4>::Backward, GaussianLogProb::Forward, GaussianLogProb::Backward>;
 
 }  // namespace FASTVAE_TARGET
 }  // namespace fastvae

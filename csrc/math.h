@@ -5,7 +5,8 @@
 // Every multiply-add is spelled `fma` and compilers must not contract others (-ffp-contract=off,
 // --fmad=false), so all instruction sets and devices give the same float32 bits.
 //
-// Largest errors, in units in the last place, over the whole domain unless said (tests/test_math.py):
+// Largest errors, in units in the last place, over the whole domain unless said
+// (tests/test_math.py):
 //   function          float  double   domain
 //   exp               1.0    1.0      all; 0 and inf where the result leaves the range
 //   expm1             1.5    1.5      all
@@ -33,7 +34,7 @@
 namespace fastvae {
 inline namespace FASTVAE_TARGET {
 
-// ---- The vocabulary for plain numbers ----------------------------------------------------------
+// ---- The vocabulary for plain numbers -----------------------------------------------------------
 
 template <class V>
 struct Numeric;
@@ -100,7 +101,7 @@ FASTVAE_INLINE V polynomial(V x, const Real<V> (&c)[N]) {
   return y;
 }
 
-// ---- Constants by precision --------------------------------------------------------------------
+// ---- Constants by precision ---------------------------------------------------------------------
 // Minimax coefficients were found by the Remez exchange in 60 digits, relative error 3e-9 (float)
 // and 3e-20 (double) for the exponential, 6e-9 for the float logarithm. The double logarithm takes
 // fdlibm's e_log.c.
@@ -116,7 +117,7 @@ struct Constants<float> {
   static constexpr float log2e = 0x1.715476p+0f;
   static constexpr float ln2_hi = 0x1.62ep-1f;  // 12 bits: n * ln2_hi is exact
   static constexpr float ln2_lo = 0x1.0bfbe8p-15f;
-  static constexpr float exp_max = 90.0f;   // e^90 overflows
+  static constexpr float exp_max = 90.0f;    // e^90 overflows
   static constexpr float exp_min = -105.0f;  // e^-105 is 0
   static constexpr float sqrt_half = 0x1.6a09e6p-1f;
   static constexpr float smallest_normal = 0x1p-126f;
@@ -144,8 +145,8 @@ struct Constants<double> {
 template <class V>
 FASTVAE_INLINE V exp_polynomial(V r) {
   if constexpr (sizeof(Real<V>) == sizeof(float)) {
-    const float c[] = {0x1p-1f,         0x1.555556p-3f,  0x1.5554eap-5f,
-                       0x1.11114cp-7f,  0x1.6d42dap-10f, 0x1.a072c4p-13f};
+    const float c[] = {0x1p-1f,        0x1.555556p-3f,  0x1.5554eap-5f,
+                       0x1.11114cp-7f, 0x1.6d42dap-10f, 0x1.a072c4p-13f};
     return polynomial(r, c);
   } else {
     const double c[] = {0x1p-1,
@@ -164,7 +165,7 @@ FASTVAE_INLINE V exp_polynomial(V r) {
   }
 }
 
-// ---- Exponential and its relatives ---------------------------------------------------------------
+// ---- Exponential and its relatives --------------------------------------------------------------
 
 // e^t three ways. Each is accurate in the relative sense; what a caller does not use costs nothing.
 template <class V>
@@ -207,7 +208,7 @@ FASTVAE_INLINE Exp<V> exp(V t) {
   return result;
 }
 
-// ---- Logarithm -----------------------------------------------------------------------------------
+// ---- Logarithm ----------------------------------------------------------------------------------
 
 // ln((1 + f) 2^e) for f in [sqrt(1/2) - 1, sqrt(2) - 1].
 template <class V>

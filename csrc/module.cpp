@@ -47,8 +47,7 @@ py::dict build_info() {
 
 py::tuple philox_words(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key_low,
                        uint32_t key_high) {
-  const auto words =
-      fastvae::philox(fastvae::Block<uint32_t>{{c0, c1, c2, c3}}, key_low, key_high);
+  const auto words = fastvae::philox(fastvae::Block<uint32_t>{{c0, c1, c2, c3}}, key_low, key_high);
   return py::make_tuple(words.w[0], words.w[1], words.w[2], words.w[3]);
 }
 

@@ -1,8 +1,8 @@
 // The operators of torch.ops.fastvae: schemas and, for each, its operands by name.
 //
-// In all of them `param` is 0 logvar, 1 log_std, 2 std, 3 var; a Gaussian whose second tensor is none
-// is packed, its halves lying along `packed_dim`; `needs` has bit i set if the gradient of the i-th
-// differentiable argument is wanted, and what is not wanted comes back undefined (None).
+// In all of them `param` is 0 logvar, 1 log_std, 2 std, 3 var; a Gaussian whose second tensor is
+// none is packed, its halves lying along `packed_dim`; `needs` has bit i set if the gradient of the
+// i-th differentiable argument is wanted, and what is not wanted comes back undefined (None).
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>

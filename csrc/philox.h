@@ -1,9 +1,9 @@
 // The noise stream: Philox4x32-10 counters to standard normals, on host and device.
 //
 // Philox is from Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011; Random123).
-// The key is the 64-bit seed, the counter {column / 4, row low, row high, sample}; the four words of
-// one call serve columns 4k ... 4k+3 of that row as two Box-Muller pairs. Noise therefore depends on
-// nothing but (seed, row, column, sample).
+// The key is the 64-bit seed, the counter {column / 4, row low, row high, sample}; the four words
+// of one call serve columns 4k ... 4k+3 of that row as two Box-Muller pairs. Noise therefore
+// depends on nothing but (seed, row, column, sample).
 #pragma once
 
 #include "math.h"
@@ -11,7 +11,8 @@
 namespace fastvae {
 inline namespace FASTVAE_TARGET {
 
-// ---- 32-bit words, one at a time or one in the low half of each 64-bit lane of a vector -----------
+// ---- Words --------------------------------------------------------------------------------------
+// One at a time, or in a vector one in the low half of each 64-bit lane (cpu/words.h).
 // `wide_multiply` multiplies the low halves; whatever else stands in the high halves is ignored.
 
 FASTVAE_INLINE uint64_t wide_multiply(uint32_t a, uint32_t b) { return uint64_t(a) * b; }
@@ -40,7 +41,7 @@ FASTVAE_INLINE Block<W> philox(Block<W> c, K key_low, K key_high) {
   return c;
 }
 
-// ---- Two words to two normals --------------------------------------------------------------------
+// ---- Two words to two normals -------------------------------------------------------------------
 
 template <class V>
 struct Pair {
@@ -49,9 +50,9 @@ struct Pair {
 
 // Box-Muller: sqrt(-2 ln u) (cos 2 pi v, sin 2 pi v), u from word `a`, v from word `b`.
 //
-// With k = min(a, ~a), the uniform's distance to its nearer end is d = (k + 1/2) 2^-32: never 0, and
-// as fine near u = 1 as near 0, so that small normals are not rounded to a spike at 0. The largest
-// |normal| is sqrt(2 * 33 ln 2) = 6.76.
+// With k = min(a, ~a), the uniform's distance to its nearer end is d = (k + 1/2) 2^-32: never 0,
+// and as fine near u = 1 as near 0, so that small normals are not rounded to a spike at 0. The
+// largest |normal| is sqrt(2 * 33 ln 2) = 6.76.
 template <class V>
 FASTVAE_INLINE Pair<V> box_muller(Int<V> a, Int<V> b) {
   using I = Int<V>;

@@ -1,5 +1,5 @@
-// What a loop is told: where the operands lie and how the work is cut. Plain data, no torch; the same
-// struct drives the CPU loops and is passed to CUDA kernels by value.
+// What a loop is told: where the operands lie and how the work is cut. Plain data, no torch; the
+// same struct drives the CPU loops and is passed to CUDA kernels by value.
 //
 // The operands' common shape has been collapsed to `dims` outer dimensions and one inner dimension
 // of `inner` elements, along which every operand has stride 1 or 0 (0: one value for all of it). A
@@ -73,17 +73,17 @@ struct Plan {
 
   int64_t units = 1;
   int64_t units_per_row = 1;
-  int64_t pieces_per_unit = 1;    // > 1 only where segments == 1
-  int64_t segments = 1;           // of a piece
-  int64_t segment_size = 1;       // in elements; the last may be shorter
-  // Reduced outputs are accumulated in `slots` slices, each by one thread from its own run of units,
-  // and added up in order afterwards: the result does not depend on the number of threads.
+  int64_t pieces_per_unit = 1;  // > 1 only where segments == 1
+  int64_t segments = 1;         // of a piece
+  int64_t segment_size = 1;     // in elements; the last may be shorter
+  // Reduced outputs are accumulated in `slots` slices, each by one thread from its own run of
+  // units, and added up in order afterwards: the result does not depend on the number of threads.
   int64_t slots = 0;
 
   Input input[kMaxInputs];
   Output output[kMaxOutputs];
-  Input row_grad;  // in accumulation type
-  Output value;    // in accumulation type; `full` where nothing is summed
+  Input row_grad;             // in accumulation type
+  Output value;               // in accumulation type; `full` where nothing is summed
   void* unit_sums = nullptr;  // accumulation type, one for each unit, where rows are summed
   Noise noise;
 };

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,7 +39,9 @@ def check_param(param: str) -> int:
     try:
         return _CODES[param]
     except (KeyError, TypeError):
-        raise ValueError(f"param is {param!r}; want one of {', '.join(map(repr, PARAMS))}") from None
+        raise ValueError(
+            f"param is {param!r}; want one of {', '.join(map(repr, PARAMS))}"
+        ) from None
 
 
 def event_dims(event_ndim: int | None, ndim: int) -> int:
@@ -68,15 +71,14 @@ def gaussian_arguments(**arguments: TensorLike) -> tuple[list[Tensor], torch.Siz
     if first is None:
         first = torch.empty((), dtype=torch.get_default_dtype())
     shape, dtype, device = first.shape, first.dtype, first.device
-    same = dtype in _DTYPES
-    for value in values:
-        if not isinstance(value, Tensor) or value.dtype != dtype or value.device != device:
-            same = False
-            break
-        if value.shape != shape:
-            shape = None
-    if same and shape is not None:
-        return values, first.shape
+    if dtype in _DTYPES and all(
+        isinstance(value, Tensor)
+        and value.shape == shape
+        and value.dtype == dtype
+        and value.device == device
+        for value in values
+    ):
+        return cast(list[Tensor], values), shape
     return _canonical(arguments, first)
 
 

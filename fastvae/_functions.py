@@ -1,9 +1,9 @@
 """The fused ops as `torch.autograd.Function`s over `torch.ops.fastvae`.
 
-Each saves its inputs and the seed, nothing else; noise is drawn again in backward. Where a Gaussian's
-second tensor is None, the first holds both, packed along `packed_dim` (else -1), and so does its
-gradient. A backward pass that is itself being recorded (`create_graph=True`) goes through the
-reference formulas, which autograd can differentiate again.
+Each saves its inputs and the seed, nothing else; noise is drawn again in backward. Where a
+Gaussian's second tensor is None, the first holds both, packed along `packed_dim` (else -1), and so
+does its gradient. A backward pass that is itself being recorded (`create_graph=True`) goes through
+the reference formulas, which autograd can differentiate again.
 """
 
 from __future__ import annotations

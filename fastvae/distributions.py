@@ -97,28 +97,28 @@ class DiagonalGaussian(Distribution):
 
     # mu and logvar of packed parameters are made when they are asked for, and keep what was made.
     def __getattr__(self, name: str) -> Tensor:
-        if name in ("mu", "logvar") and self.__dict__.get("_params") is not None:
-            self.mu, self.logvar = self._params.chunk(2, self._packed_dim)
-            return self.__dict__[name]
+        params: Tensor | None = self.__dict__.get("_params")
+        if name in ("mu", "logvar") and params is not None:
+            self.mu, self.logvar = params.chunk(2, self._packed_dim)
+            return self.mu if name == "mu" else self.logvar
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    @property
-    def _q(self) -> tuple[Tensor, Tensor | None]:
-        """What the autograd functions take: packed where it came packed."""
-        return (self.mu, self.logvar) if self._params is None else (self._params, None)
-
-    def _packs_with(self, prior: DiagonalGaussian | None) -> bool:
-        """Whether the kernels can read q, and p, as they were given: without broadcasting."""
+    def _packed(
+        self, prior: DiagonalGaussian | None = None
+    ) -> tuple[Tensor, None, Tensor | None, None] | None:
+        """q and p as the kernels read packed tensors in place; None where they cannot."""
+        if self._params is None or not functional.has_kernels(self._params):
+            return None
         if prior is None:
-            return self._params is not None
-        return (
-            self._params is not None
-            and prior._params is not None
-            and self._shape == prior._shape
-            and self._packed_dim == prior._packed_dim
-            and self._params.dtype == prior._params.dtype
-            and self._params.device == prior._params.device
+            return self._params, None, None, None
+        same = (
+            prior._params is not None
+            and prior._params.dtype == self._params.dtype
+            and prior._params.device == self._params.device
+            and (prior._shape, prior._packed_dim, prior.param)
+            == (self._shape, self._packed_dim, self.param)
         )
+        return (self._params, None, prior._params, None) if same else None
 
     # ---- Sampling and KL -----------------------------------------------------------------------
 
@@ -130,9 +130,9 @@ class DiagonalGaussian(Distribution):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Reparameterized samples of shape `sample_shape + batch_shape + event_shape`."""
-        if self._packs_with(None) and not sample_shape and functional.has_kernels(self._params):
-            seed = self._make_seed(seed, generator)
-            return Rsample.apply(self._params, None, seed, self._code, self._packed_dim, ())
+        if not sample_shape and (packed := self._packed()):
+            seed = self._make_seed(packed[0], seed, generator)
+            return Rsample.apply(*packed[:2], seed, self._code, self._packed_dim, ())
         return functional.rsample(
             self.mu,
             self.logvar,
@@ -149,14 +149,15 @@ class DiagonalGaussian(Distribution):
 
     def kl(self, prior: DiagonalGaussian | None = None) -> Tensor:
         """KL(self || prior) in nats, of shape `batch_shape`; the prior is N(0, I) if None."""
-        prior_arguments = self._prior_arguments(prior)
-        if self._packs_with(prior) and functional.has_kernels(self._params):
-            p = (None, None) if prior is None else prior._q
-            return KLDivergence.apply(
-                *self._q, *p, self._code, self._packed_dim, self.event_ndim
-            )
+        self._check_prior(prior)
+        if packed := self._packed(prior):
+            return KLDivergence.apply(*packed, self._code, self._packed_dim, self.event_ndim)
         return functional.kl_divergence(
-            self.mu, self.logvar, *prior_arguments, param=self.param, event_ndim=self.event_ndim
+            self.mu,
+            self.logvar,
+            *self._prior_arguments(prior),
+            param=self.param,
+            event_ndim=self.event_ndim,
         )
 
     def rsample_kl(
@@ -167,17 +168,14 @@ class DiagonalGaussian(Distribution):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`rsample()` and `kl(prior)` in one pass."""
-        prior_arguments = self._prior_arguments(prior)
-        if self._packs_with(prior) and functional.has_kernels(self._params):
-            p = (None, None) if prior is None else prior._q
-            seed = self._make_seed(seed, generator)
-            return RsampleKL.apply(
-                *self._q, *p, seed, self._code, self._packed_dim, self.event_ndim
-            )
+        self._check_prior(prior)
+        if packed := self._packed(prior):
+            seed = self._make_seed(packed[0], seed, generator)
+            return RsampleKL.apply(*packed, seed, self._code, self._packed_dim, self.event_ndim)
         return functional.rsample_kl(
             self.mu,
             self.logvar,
-            *prior_arguments,
+            *self._prior_arguments(prior),
             param=self.param,
             event_ndim=self.event_ndim,
             seed=seed,
@@ -185,14 +183,13 @@ class DiagonalGaussian(Distribution):
         )
 
     def _make_seed(
-        self, seed: Tensor | int | None, generator: torch.Generator | None
+        self, like: Tensor, seed: Tensor | int | None, generator: torch.Generator | None
     ) -> Tensor:
-        batch = self._shape[0] if self._shape else None
-        return make_seed(seed, generator, self._q[0].device, batch)
+        return make_seed(seed, generator, like.device, self._shape[0] if self._shape else None)
 
-    def _prior_arguments(self, prior: DiagonalGaussian | None) -> tuple[Tensor, ...]:
+    def _check_prior(self, prior: DiagonalGaussian | None) -> None:
         if prior is None:
-            return ()
+            return
         if not isinstance(prior, DiagonalGaussian):
             raise TypeError(f"prior is a {type(prior).__name__}; want a DiagonalGaussian or None")
         if prior.event_ndim != self.event_ndim:
@@ -200,6 +197,10 @@ class DiagonalGaussian(Distribution):
                 f"prior has event_ndim {prior.event_ndim}; want this distribution's, "
                 f"{self.event_ndim}"
             )
+
+    def _prior_arguments(self, prior: DiagonalGaussian | None) -> tuple[Tensor, ...]:
+        if prior is None:
+            return ()
         if prior.param == self.param:
             return prior.mu, prior.logvar
         return prior.mu, _convert(prior.logvar, prior.param, self.param)
@@ -274,6 +275,6 @@ def _convert(s: Tensor, source: str, target: str) -> Tensor:
     return converted.to(s.dtype)
 
 
-@register_kl(DiagonalGaussian, DiagonalGaussian)
+@register_kl(DiagonalGaussian, DiagonalGaussian)  # type: ignore[untyped-decorator]
 def _kl_between(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
     return q.kl(p)

@@ -11,8 +11,8 @@ All values are in nats. In every op:
   each other; Python numbers and 0-d tensors do too. Arithmetic is float32 (float64 for float64).
 - Rows that are contiguous pieces (halves of a `chunk`, channels_last, expanded dimensions) are read
   in place.
-- `seed` is an int64 tensor on the input's device, 0-d or one for each index along dimension 0, or an
-  int; by default it is drawn from `generator` or PyTorch's own. One seed gives the same noise on
+- `seed` is an int64 tensor on the input's device, 0-d or one for each index along dimension 0, or
+  an int; by default it is drawn from `generator` or PyTorch's own. One seed gives the same noise on
   every device, instruction set and number of threads.
 - Wrong dtypes raise TypeError, wrong shapes, devices and names ValueError. Values are not checked:
   a negative std gives NaN.
@@ -163,17 +163,15 @@ def gaussian_log_prob(
     """
     code = check_param(param)
     if isinstance(logvar, int | float):
-        tensors, shape = gaussian_arguments(x=x, mean=mean)
-        number, scale = float(logvar), None
+        (x, mean), shape = gaussian_arguments(x=x, mean=mean)
+        scale, number = None, float(logvar)
     else:
-        (*tensors, scale), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
+        (x, mean, scale), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
         number = 0.0
     dims = event_dims(event_ndim, len(shape))
-    if not has_kernels(tensors[0]):
-        return reference.gaussian_log_prob(
-            *tensors, number if scale is None else scale, param=param, event_ndim=dims
-        )
-    return GaussianLogProb.apply(*tensors, scale, number, code, dims)
+    if not has_kernels(x):
+        return reference.gaussian_log_prob(x, mean, logvar, param=param, event_ndim=dims)
+    return GaussianLogProb.apply(x, mean, scale, number, code, dims)
 
 
 def draw_seed(

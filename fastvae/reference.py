@@ -10,9 +10,9 @@ With lv = ln sigma^2, element by element and then summed over the last `event_nd
 - KL(q || p) = 1/2 ((e^d - 1 - d) + (mu_q - mu_p)^2 e^{-lv_p}),  d = lv_q - lv_p
 - log N(x; m, e^lv) = -1/2 ((x - m)^2 e^{-lv} + lv + ln 2 pi)
 
-The noise is Philox4x32-10 (Salmon et al. 2011): key = the seed, counter = {column / 4, row low, row
-high, sample}; four words give the normals of four columns as two Box-Muller pairs. A row is an index
-along dimension 0, a column the C-order index inside its row, a sample the flat index in
+The noise is Philox4x32-10 (Salmon et al. 2011): key = the seed, counter = {column / 4, row low,
+row high, sample}; four words give the normals of four columns as two Box-Muller pairs. A row is an
+index along dimension 0, a column the C-order index inside its row, a sample the flat index in
 `sample_shape`. With one seed a row, the key is the row's own and the row words are 0.
 """
 
@@ -93,7 +93,7 @@ def rsample_kl(
     tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
     seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
     kl = _sum(_kl(tensors, param), shape, event_ndim)
-    return _sample(tensors[0], tensors[1], shape, param, torch.Size(), seed), kl
+    return _sample(tensors[0], tensors[1], shape, param, (), seed), kl
 
 
 def gaussian_log_prob(
@@ -113,7 +113,7 @@ def gaussian_log_prob(
     return _sum(log_prob, shape, event_ndim)
 
 
-# ---- Formulas ---------------------------------------------------------------------------------------
+# ---- Formulas -----------------------------------------------------------------------------------
 
 
 def _computed_in(t: Tensor) -> Tensor:
@@ -166,19 +166,24 @@ def _sum(elements: Tensor, shape: torch.Size, event_ndim: int | None) -> Tensor:
 
 
 def _sample(
-    mu: Tensor, logvar: Tensor, shape: torch.Size, param: str, sample_shape: torch.Size, seed: Tensor
+    mu: Tensor,
+    logvar: Tensor,
+    shape: torch.Size,
+    param: str,
+    sample_shape: Sequence[int],
+    seed: Tensor,
 ) -> Tensor:
     eps = noise(seed, shape, sample_shape=sample_shape)
     scale = sigma(logvar, param)
     return (_computed_in(mu) + scale * eps.to(scale.dtype)).to(mu.dtype)
 
 
-# ---- Noise ------------------------------------------------------------------------------------------
+# ---- Noise --------------------------------------------------------------------------------------
 
 _WORD = 0xFFFFFFFF
 
 
-def noise(seed: Tensor, shape: torch.Size, *, sample_shape: torch.Size = torch.Size()) -> Tensor:
+def noise(seed: Tensor, shape: Sequence[int], *, sample_shape: Sequence[int] = ()) -> Tensor:
     """The standard normals, float32 of shape `sample_shape + shape`, that `seed` stands for.
 
     Args:
@@ -224,7 +229,8 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(-2 ln u) (cos 2 pi v, sin 2 pi v) in float32, u from the words `a` and v from `b`.
 
     The uniforms are (word + 1/2) 2^-32, computed in float64; ln u is taken as ln(1 - (1 - u)) where
-    u is nearer to 1. The kernels' float32 results differ from these by a few units in the last place.
+    u is nearer to 1. The kernels' float32 results differ from these by a few units in the last
+    place.
     """
     near_one = a >= 2**31
     distance = (torch.where(near_one, _WORD - a, a).double() + 0.5) * 2.0**-32

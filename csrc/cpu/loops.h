@@ -1,14 +1,14 @@
 // The CPU loop: a map over elements, with the value summed over rows.
 //
-// Every op runs through `run`. It walks its units block by block; a block is part of a long piece or
-// several whole short ones, at most `kBlock` elements. A block's noise is drawn into a buffer that
-// stays in the first-level cache, operands whose pieces do not follow each other in memory are
-// gathered into one, and then the op's formula is applied to sixteen elements at a time. The tail is
-// the loop's business: a last vector is loaded, stored and summed in part.
+// Every op runs through `run`. It walks its units block by block; a block is part of a long piece
+// or several whole short ones, at most `kBlock` elements. A block's noise is drawn into a buffer
+// that stays in the first-level cache, operands whose pieces do not follow each other in memory are
+// gathered into one, and then the op's formula is applied to sixteen elements at a time. The tail
+// is the loop's business: a last vector is loaded, stored and summed in part.
 #pragma once
 
-#include "../plan.h"
 #include "../formulas.h"
+#include "../plan.h"
 #include "kernels.h"
 #include "noise.h"
 
@@ -45,7 +45,9 @@ struct Cursor {
   }
 
   // Pieces from here on that one step along the last outer dimension leads through.
-  int64_t straight() const { return plan.dims ? plan.size[plan.dims - 1] - index[plan.dims - 1] : 1; }
+  int64_t straight() const {
+    return plan.dims ? plan.size[plan.dims - 1] - index[plan.dims - 1] : 1;
+  }
   static int64_t step(const Plan& plan, const Layout& layout) {
     return plan.dims ? layout.stride[plan.dims - 1] : 0;
   }
@@ -93,7 +95,8 @@ class Loop {
     At at(plan, first_piece(plan, begin));
     const int64_t most = plan.inner < kBlock ? kBlock / plan.inner : 1;
     for (int64_t unit = begin; unit < end;) {
-      int64_t left = short_rows ? end - unit : first_piece(plan, unit + 1) - first_piece(plan, unit);
+      int64_t left =
+          short_rows ? end - unit : first_piece(plan, unit + 1) - first_piece(plan, unit);
       while (left > 0) {
         const int64_t pieces = smaller(smaller(left, most), at.straight());
         A* sums = short_rows ? static_cast<A*>(plan.unit_sums) + unit : nullptr;
@@ -171,8 +174,8 @@ class Loop {
     source = {buffer.padded, 0};
   }
 
-  // Elements [j, j + length) of `pieces` pieces from the cursor on. With `row_sums`, each piece is a
-  // row and its sum goes there; else the block's sum is added to `total_`.
+  // Elements [j, j + length) of `pieces` pieces from the cursor on. With `row_sums`, each piece is
+  // a row and its sum goes there; else the block's sum is added to `total_`.
   void block(const At& at, int64_t j, int64_t length, int64_t pieces, A* row_sums) {
     const int n = int(length * pieces);
     // All that the inner loop needs stands in local variables: its stores might change members.
@@ -182,8 +185,7 @@ class Loop {
       in[k] = open(in_[k], plan_.input[k], at.offset[At::kInput + k], j, length, pieces);
     Source<A> row_grad;
     if constexpr (kStep.row_grad)
-      row_grad =
-          open(row_grad_, plan_.row_grad, at.offset[At::kRowGrad], j, length, pieces);
+      row_grad = open(row_grad_, plan_.row_grad, at.offset[At::kRowGrad], j, length, pieces);
     const float* eps = nullptr;
     if constexpr (kStep.noise) eps = draw(at, j, length, pieces);
 
@@ -192,8 +194,8 @@ class Loop {
     bool wanted[O > 0 ? O : 1];
     for (int k = 0; k < O; ++k) {
       const Output& out = plan_.output[k];
-      const bool follows = pieces == 1 || (out.layout.inner == 1 &&
-                                           At::step(plan_, out.layout) == length);
+      const bool follows =
+          pieces == 1 || (out.layout.inner == 1 && At::step(plan_, out.layout) == length);
       direct[k] = out.mode == Mode::full && follows
                       ? static_cast<T*>(out.data) + at.offset[At::kOutput + k] + j
                       : nullptr;
@@ -280,7 +282,8 @@ class Loop {
       S* row = to + p * outer + j;
       int64_t i = 0;
       for (; i + kLanes <= length; i += kLanes) store(row + i, load_same(from + i));
-      if (i < length) store_some(row + i, load_some(from + i, int(length - i), (V*)nullptr), int(length - i));
+      if (i < length)
+        store_some(row + i, load_some(from + i, int(length - i), (V*)nullptr), int(length - i));
     }
   }
 

@@ -1,16 +1,15 @@
 // Fills a buffer with the noise of one run of elements.
 #pragma once
 
-#include "../philox.h"
 #include "../plan.h"
-#include "vec.h"
+#include "words.h"
 
 namespace fastvae {
 inline namespace FASTVAE_TARGET {
 
 // A run of elements: `pieces` pieces of `length` elements each, the first of which stands at `row`,
-// `column`, `sample` of the stream. The `..._step`s lead from piece to piece; from element to element
-// it is the `inner` strides of the plan's noise.
+// `column`, `sample` of the stream. The `..._step`s lead from piece to piece; from element to
+// element it is the `inner` strides of the plan's noise.
 struct NoiseRun {
   int64_t pieces = 1, length = 0;
   int64_t row = 0, column = 0, sample = 0;
@@ -54,9 +53,9 @@ constexpr WideLanes kWideLaneOfBlock = [] {
   return table;
 }();
 
-// Consecutive columns within a piece: a counter serves four elements. Each piece gets whole counters;
-// piece p starts at `buffer[p * 4 * ceil((skip + length) / 4) + skip]`, skip = column % 4.
-// Needs: the pieces' columns are equal modulo 4; steps below 2^32.
+// Consecutive columns within a piece: a counter serves four elements. Each piece gets whole
+// counters; piece p starts at `buffer[p * 4 * ceil((skip + length) / 4) + skip]`, skip = column
+// % 4. Needs: the pieces' columns are equal modulo 4; steps below 2^32.
 inline void fill_columns(float* buffer, const Noise& noise, const NoiseRun& run) {
   const int64_t counters = (run.column % 4 + run.length + 3) / 4;  // of a piece
   const int64_t total = run.pieces * counters;
@@ -101,8 +100,8 @@ inline void fill_columns(float* buffer, const Noise& noise, const NoiseRun& run)
     counter = counter - (end & carry);
     piece = piece + piece_step + (one & carry);
   }
-  // In a loop of its own: the processor overlaps more iterations of two short loops than of one long
-  // one, and both are chains of dependent instructions (measured: 1.2 to 0.7 ns a normal).
+  // In a loop of its own: the processor overlaps more iterations of two short loops than of one
+  // long one, and both are chains of dependent instructions (measured: 1.2 to 0.7 ns a normal).
   for (int64_t i = 0; i < total; i += kLanes) {
     Vec<float> x[4];
     load_normals(buffer + 4 * i, x);

@@ -1,0 +1,222 @@
+// The second half of a Call: its operands become a Plan, and the plan is run.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "call.h"
+#include "cpu/dispatch.h"
+#include "cuda/dispatch.h"
+
+namespace fastvae {
+namespace {
+
+// Elements of a unit: enough to pay for handing it to a thread, few enough to share out a long row.
+constexpr int64_t kUnit = 8192;
+// Slices in which a broadcast operand's gradient is accumulated, each of at least `kUnit` elements:
+// the parallelism of that case.
+constexpr int64_t kMaxSlots = 64;
+
+}  // namespace
+
+void* Call::address(const Operand& operand, DType dtype) const {
+  constexpr int64_t sizes[kDTypes] = {4, 8, 2, 2};
+  return static_cast<char*>(operand.tensor->data_ptr()) + operand.offset * sizes[int(dtype)];
+}
+
+// ---- Collapse -----------------------------------------------------------------------------------
+
+// Fills the plan's dimensions and layouts. Operands whose innermost stride is neither 0 nor 1 are
+// replaced by dense copies; then the answer is false, and the collapse must be made again.
+bool Call::collapse(const Step& step) {
+  struct Column {
+    Dims strides;
+    Layout* layout;
+    Operand* operand;  // none: not in memory
+  };
+  std::vector<Column> columns;
+  const size_t rank = shape_.size();
+  for (size_t k = 0; k < inputs_.size(); ++k)
+    if (inputs_[k].tensor)
+      columns.push_back({inputs_[k].strides, &plan_.input[k].layout, &inputs_[k]});
+  if (output_) columns.push_back({output_->strides, &plan_.output[0].layout, &*output_});
+  for (size_t k = 0; k < gradients_.size(); ++k)
+    if (gradients_[k])
+      columns.push_back(
+          {gradients_[k]->operand.strides, &plan_.output[k].layout, &gradients_[k]->operand});
+  if (grad_value_) columns.push_back({grad_value_->strides, &plan_.row_grad.layout, &*grad_value_});
+
+  const Dims event(shape_.end() - std::max<int64_t>(event_ndim_, 0), shape_.end());
+  sums_ = step.value && product(event) != 1;
+  Layout rows;
+  if (step.value && !sums_) columns.push_back({value_->strides, &plan_.value.layout, &*value_});
+  if (sums_) {
+    Dims strides = contiguous_strides(Dims(shape_.begin(), shape_.end() - event_ndim_));
+    strides.resize(rank, 0);
+    columns.push_back({strides, &rows, nullptr});
+  }
+  if (step.noise) {
+    const size_t samples = sample_shape_.size();
+    Dims sample(rank, 0), row(rank, 0), column(rank, 0);
+    std::ranges::copy(contiguous_strides(sample_shape_), sample.begin());
+    if (rank > samples) {
+      row[samples] = 1;
+      std::ranges::copy(contiguous_strides(Dims(shape_.begin() + samples + 1, shape_.end())),
+                        column.begin() + samples + 1);
+    }
+    columns.push_back({sample, &plan_.noise.sample, nullptr});
+    columns.push_back({row, &plan_.noise.row, nullptr});
+    columns.push_back({column, &plan_.noise.column, nullptr});
+  }
+
+  // Neighbouring dimensions are one where every operand walks through them in one stride.
+  std::vector<int64_t> sizes;
+  std::vector<Dims> strides;  // of each collapsed dimension, one a column
+  for (int d : order_) {
+    if (shape_[d] == 1) continue;
+    Dims here;
+    for (const Column& column : columns) here.push_back(column.strides[d]);
+    bool merge = !sizes.empty();
+    for (size_t c = 0; merge && c < columns.size(); ++c)
+      merge = strides.back()[c] == here[c] * shape_[d];
+    if (merge) {
+      sizes.back() *= shape_[d];
+      strides.back() = here;
+    } else {
+      sizes.push_back(shape_[d]);
+      strides.push_back(here);
+    }
+  }
+  if (sizes.empty()) {
+    sizes.push_back(1);
+    strides.emplace_back(columns.size(), 0);
+  }
+  const bool too_many = sizes.size() > kMaxDims + 1;
+  bool done = true;
+  for (size_t c = 0; c < columns.size(); ++c) {
+    Operand* operand = columns[c].operand;
+    if (!operand || (!too_many && (strides.back()[c] == 0 || strides.back()[c] == 1))) continue;
+    if (operand->strides == spread(*operand, dense_strides(operand->sizes, operand->trailing)))
+      continue;
+    make_dense(*operand);
+    done = false;
+  }
+  if (!done) return false;
+  if (too_many) fail("the operands broadcast along too many alternating dimensions");
+
+  plan_.dims = int(sizes.size()) - 1;
+  plan_.inner = sizes.back();
+  plan_.pieces = plan_.pieces_per_row = 1;
+  for (size_t c = 0; c < columns.size(); ++c) {
+    for (int d = 0; d < plan_.dims; ++d) columns[c].layout->stride[d] = strides[d][c];
+    columns[c].layout->inner = strides.back()[c];
+  }
+  for (int d = 0; d < plan_.dims; ++d) {
+    plan_.size[d] = sizes[d];
+    plan_.pieces *= sizes[d];
+    if (sums_ && rows.stride[d] == 0) plan_.pieces_per_row *= sizes[d];
+  }
+  if (!sums_) plan_.pieces_per_row = plan_.pieces;
+  return true;
+}
+
+// ---- Launch -------------------------------------------------------------------------------------
+
+void Call::cut() {
+  Plan& p = plan_;
+  p.segments = p.inner > kUnit ? ceil_div(p.inner, kUnit) : 1;
+  p.segment_size = p.segments > 1 ? kUnit : p.inner;
+  p.pieces_per_unit = std::clamp<int64_t>(kUnit / p.inner, 1, p.pieces_per_row);
+  p.units_per_row = ceil_div(p.pieces_per_row, p.pieces_per_unit) * p.segments;
+  p.units = p.pieces / p.pieces_per_row * p.units_per_row;
+  for (const auto& gradient : gradients_) {
+    if (!gradient || !gradient->reduced || !on_cpu()) continue;
+    // Each slot has a worthwhile share, and together they are no more than the whole.
+    const int64_t share = std::max(kUnit, product(gradient->operand.sizes));
+    const int64_t slots = std::clamp<int64_t>(numel_ / share, 1, kMaxSlots);
+    p.slots = p.slots ? std::min(p.slots, slots) : slots;
+  }
+}
+
+bool Call::on_cpu() const { return device_type_ == aoti_torch_device_type_cpu(); }
+
+void Call::launch(int step_index, const Step& step) {
+  finish_shape();
+  if (numel_ == 0) return;
+  if (!on_cpu() && (device_type_ != aoti_torch_device_type_cuda() || !kHasCuda))
+    fail("this build has no kernels for the device of " + inputs_[0].name);
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  if (!on_cpu()) guard.emplace(device_index_);
+  while (!collapse(step)) {
+  }
+  cut();
+  Plan& p = plan_;
+  for (size_t k = 0; k < inputs_.size(); ++k) {
+    p.input[k].constant = inputs_[k].constant;
+    if (inputs_[k].tensor) p.input[k].data = address(inputs_[k], dtype_);
+  }
+  if (grad_value_) p.row_grad.data = address(*grad_value_, accumulate_);
+  if (seed_) p.noise.seed = static_cast<const int64_t*>(seed_->data_ptr());
+  if (output_) p.output[0].write(Mode::full, address(*output_, dtype_));
+  for (size_t k = 0; k < gradients_.size(); ++k)
+    if (gradients_[k]) point(*gradients_[k], p.output[k]);
+  // Rows' sums go straight to the result, or each unit's to a partial sum.
+  OptionalTensor partial;
+  if (step.value && !sums_) p.value.write(Mode::full, address(*value_, accumulate_));
+  if (sums_) {
+    if (p.units_per_row > 1) partial = allocate({p.units}, {1}, accumulate_);
+    p.unit_sums = (partial ? *partial : *value_->tensor).mutable_data_ptr();
+  }
+
+  if (on_cpu())
+    run_on_cpu(step_index, dtype_, p);
+  else
+    run_on_cuda(op_, device_index_, step_index, dtype_, p);
+
+  if (partial) {
+    void* sums = value_->tensor->mutable_data_ptr();
+    const int64_t parts = p.units_per_row, rows = p.units / parts;
+    if (on_cpu())
+      add_on_cpu(accumulate_, p.unit_sums, parts, parts, 1, sums, rows);
+    else
+      add_on_cuda(op_, device_index_, accumulate_, p.unit_sums, parts, parts, 1, sums, rows);
+  }
+  for (size_t k = 0; k < gradients_.size(); ++k)
+    if (gradients_[k] && gradients_[k]->reduced) finish(*gradients_[k], p.output[k]);
+}
+
+void Call::point(Gradient& gradient, Output& output) {
+  if (!gradient.reduced) return output.write(Mode::full, address(gradient.operand, dtype_));
+  if (!on_cpu()) {
+    gradient.terms = allocate(shape_, dense_strides(shape_), dtype_);
+    return output.write(Mode::full, gradient.terms->mutable_data_ptr());
+  }
+  output.extent = product(gradient.operand.sizes);
+  Dims sizes = gradient.operand.sizes, strides = dense_strides(sizes);
+  sizes.insert(sizes.begin(), plan_.slots);
+  strides.insert(strides.begin(), output.extent);
+  Tensor slots = allocate(sizes, strides, accumulate_);
+  gradient.terms = torch::stable::zero_(slots);
+  output.write(Mode::reduced, slots.mutable_data_ptr());
+}
+
+void Call::finish(Gradient& gradient, const Output& output) {
+  Tensor terms = *gradient.terms;
+  const Dims& sizes = gradient.operand.sizes;
+  if (on_cpu()) {
+    const bool convert = accumulate_ != dtype_;
+    add_on_cpu(accumulate_, output.data, 1, plan_.slots, output.extent,
+               convert ? output.data : gradient.result.mutable_data_ptr(), output.extent);
+    if (convert) torch::stable::copy_(gradient.result, torch::stable::select(terms, 0, 0));
+    return;
+  }
+  Dims broadcast;
+  const size_t skip = shape_.size() - sizes.size();
+  for (size_t d = 0; d < shape_.size(); ++d)
+    if (shape_[d] != 1 && (d < skip || sizes[d - skip] == 1)) broadcast.push_back(int64_t(d));
+  torch::stable::copy_(gradient.result,
+                       torch::stable::reshape(torch::stable::sum(terms, broadcast), sizes));
+}
+
+}  // namespace fastvae

@@ -1,0 +1,178 @@
+"""`Trainer`: a run of `python -m fastvae train`, without its files and its command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data import DIGITS
+from .vae import VAE
+
+__all__ = ["COLUMNS", "Settings", "Trainer", "build_model"]
+
+COLUMNS = (
+    "epoch",
+    "train_elbo",
+    "train_rate",
+    "train_distortion",
+    "heldout_elbo",
+    "heldout_rate",
+    "heldout_distortion",
+    "seconds",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that decides a run's numbers; kept in its checkpoint."""
+
+    data: str = DIGITS
+    epochs: int = 100
+    latent_dim: int = 6
+    hidden: int = 256
+    beta: float = 1.0
+    sigma: float = 0.2
+    batch_size: int = 64
+    lr: float = 1e-3
+    seed: int = 0
+
+
+class Trainer:
+    """One run: the model, its optimizer, its data and the metrics of the epochs so far.
+
+    A tenth of the data, at least one example, is held out. The order of the data and all noise
+    follow from the seed and the number of the epoch alone, so that the state at the end of an epoch
+    needs no random-number generator to go on from, bit for bit, as if it had never stopped.
+
+    Args:
+        settings: see `Settings`; `data` and `epochs` are the caller's business.
+        x: the data set, [N, ...].
+        device: where to train.
+    """
+
+    def __init__(self, settings: Settings, x: Tensor, device: torch.device) -> None:
+        self.settings = settings
+        order = self.split(len(x), settings.seed)
+        held_out = max(1, len(x) // 10)
+        self.heldout = x[order[:held_out]].to(device)
+        self.train = x[order[held_out:]].to(device)
+        with torch.random.fork_rng(devices=[]):  # the same weights on every device
+            torch.manual_seed(settings.seed)
+            self.model = build_model(x.shape[1:], settings).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.history: list[dict[str, float]] = []
+
+    @staticmethod
+    def split(n: int, seed: int) -> Tensor:
+        """The order of the examples of which the first are held out."""
+        return torch.from_numpy(np.random.default_rng(seed).permutation(n))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        return math.ceil(len(self.train) / self.settings.batch_size)
+
+    def run_epoch(self, after_step: Callable[[], object] = lambda: None) -> dict[str, float]:
+        """Train for one epoch and return its metrics, also appended to `history`.
+
+        The training metrics are means over the epoch, while the weights move.
+
+        Raises:
+            FloatingPointError: a metric is NaN or infinite. The weights are then lost.
+        """
+        start = time.perf_counter()
+        epoch = len(self.history) + 1
+        rng = np.random.default_rng((self.settings.seed, epoch))
+        order = torch.from_numpy(rng.permutation(len(self.train))).to(self.train.device)
+        seeds = torch.from_numpy(rng.integers(2**63, size=self.steps)).to(self.train.device)
+        totals = _Totals(self.train)
+        self.model.train()
+        for batch, seed in zip(order.split(self.settings.batch_size), seeds, strict=True):
+            output = self.model(self.train[batch], seed=seed)
+            self.optimizer.zero_grad()
+            output.loss.backward()
+            self.optimizer.step()
+            totals.add(output.kl, output.log_likelihood)
+            after_step()
+        row = {
+            "epoch": epoch,
+            **totals.metrics("train"),
+            **self.evaluate(),
+            "seconds": round(time.perf_counter() - start, 4),
+        }
+        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(f"{bad[0]} is {row[bad[0]]} in epoch {epoch}")
+        self.history.append(row)
+        return row
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the held-out data, under the same noise every time."""
+        totals = _Totals(self.heldout)
+        self.model.eval()
+        for seed, batch in enumerate(self.heldout.split(self.settings.batch_size)):
+            output = self.model(batch, seed=seed)
+            totals.add(output.kl, output.log_likelihood)
+        return totals.metrics("heldout")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on, but for the data."""
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned, in a run of the same settings and data."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = state["history"]
+
+
+class _Totals:
+    """Sums over examples, on their device: reading them there would wait in every step."""
+
+    def __init__(self, examples: Tensor) -> None:
+        self.n = len(examples)
+        self.sums = torch.zeros(2, dtype=torch.float64, device=examples.device)
+
+    def add(self, kl: Tensor, log_likelihood: Tensor) -> None:
+        self.sums += torch.stack([kl.detach().sum(), -log_likelihood.detach().sum()])
+
+    def metrics(self, split: str) -> dict[str, float]:
+        rate, distortion = (self.sums / self.n).tolist()
+        return {
+            f"{split}_elbo": -rate - distortion,
+            f"{split}_rate": rate,
+            f"{split}_distortion": distortion,
+        }
+
+
+def build_model(shape: torch.Size, settings: Settings) -> VAE:
+    """A VAE of two multilayer perceptrons for examples of any shape."""
+    size, hidden, latent = shape.numel(), settings.hidden, settings.latent_dim
+    encoder = nn.Sequential(
+        nn.Flatten(),
+        *(nn.Linear(size, hidden), nn.ReLU()),
+        *(nn.Linear(hidden, hidden), nn.ReLU()),
+        *(nn.Linear(hidden, hidden), nn.ReLU()),
+        nn.Linear(hidden, 2 * latent),
+    )
+    decoder = nn.Sequential(
+        *(nn.Linear(latent, hidden), nn.ReLU()),
+        *(nn.Linear(hidden, hidden), nn.ReLU()),
+        *(nn.Linear(hidden, hidden), nn.ReLU()),
+        nn.Linear(hidden, size),
+        nn.Unflatten(1, shape),
+    )
+    return VAE(encoder, decoder, latent_shape=latent, beta=settings.beta, sigma=settings.sigma)
