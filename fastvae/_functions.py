@@ -17,14 +17,31 @@ from torch import Tensor
 from . import reference
 from ._arguments import PARAMS
 
-__all__ = ["GaussianLogProb", "KLDivergence", "Rsample", "RsampleKL"]
+__all__ = ["GaussianLogProb", "KLDivergence", "Rsample", "RsampleKL", "apply"]
 
 _ops = torch.ops.fastvae
 Gradients = tuple[Tensor | None, ...]
 
 
-class Rsample(torch.autograd.Function):
+class Function(torch.autograd.Function):
+    """An op of `torch.ops.fastvae`: `forward` takes the op's own arguments."""
+
+    name: str
+
+
+def apply(function: type[Function], *arguments: Any) -> Any:
+    """Calls the op, and records it only if somebody can ask for a gradient."""
+    if torch.is_grad_enabled():
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument.requires_grad:
+                return function.apply(*arguments)
+    return getattr(_ops, function.name)(*arguments)
+
+
+class Rsample(Function):
     """z = mu + sigma eps."""
+
+    name = "rsample"
 
     @staticmethod
     def forward(
@@ -66,8 +83,10 @@ class Rsample(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-class KLDivergence(torch.autograd.Function):
+class KLDivergence(Function):
     """KL(q || p), p = N(0, I) where the prior's tensors are None."""
+
+    name = "kl_divergence"
 
     @staticmethod
     def forward(
@@ -106,8 +125,10 @@ def _kl_backward(
     )
 
 
-class RsampleKL(torch.autograd.Function):
+class RsampleKL(Function):
     """z and KL(q || p) in one pass."""
+
+    name = "rsample_kl"
 
     @staticmethod
     def forward(
@@ -158,8 +179,10 @@ class RsampleKL(torch.autograd.Function):
         return *grads, *nothing
 
 
-class GaussianLogProb(torch.autograd.Function):
+class GaussianLogProb(Function):
     """log N(x; mean, sigma^2); without a tensor `logvar`, the number `scale` stands for it."""
+
+    name = "gaussian_log_prob"
 
     @staticmethod
     def forward(

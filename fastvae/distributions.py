@@ -12,7 +12,7 @@ from torch.distributions.kl import register_kl
 
 from . import functional, reference
 from ._arguments import TensorLike, check_param, event_dims, gaussian_arguments, make_seed
-from ._functions import KLDivergence, Rsample, RsampleKL
+from ._functions import KLDivergence, Rsample, RsampleKL, apply
 
 __all__ = ["DiagonalGaussian"]
 
@@ -132,7 +132,7 @@ class DiagonalGaussian(Distribution):
         """Reparameterized samples of shape `sample_shape + batch_shape + event_shape`."""
         if not sample_shape and (packed := self._packed()):
             seed = self._make_seed(packed[0], seed, generator)
-            return Rsample.apply(*packed[:2], seed, self._code, self._packed_dim, ())
+            return apply(Rsample, *packed[:2], seed, self._code, self._packed_dim, ())
         return functional.rsample(
             self.mu,
             self.logvar,
@@ -151,7 +151,7 @@ class DiagonalGaussian(Distribution):
         """KL(self || prior) in nats, of shape `batch_shape`; the prior is N(0, I) if None."""
         self._check_prior(prior)
         if packed := self._packed(prior):
-            return KLDivergence.apply(*packed, self._code, self._packed_dim, self.event_ndim)
+            return apply(KLDivergence, *packed, self._code, self._packed_dim, self.event_ndim)
         return functional.kl_divergence(
             self.mu,
             self.logvar,
@@ -171,7 +171,7 @@ class DiagonalGaussian(Distribution):
         self._check_prior(prior)
         if packed := self._packed(prior):
             seed = self._make_seed(packed[0], seed, generator)
-            return RsampleKL.apply(*packed, seed, self._code, self._packed_dim, self.event_ndim)
+            return apply(RsampleKL, *packed, seed, self._code, self._packed_dim, self.event_ndim)
         return functional.rsample_kl(
             self.mu,
             self.logvar,

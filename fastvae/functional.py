@@ -38,7 +38,7 @@ from ._arguments import (
     gaussians,
     make_seed,
 )
-from ._functions import GaussianLogProb, KLDivergence, Rsample, RsampleKL
+from ._functions import GaussianLogProb, KLDivergence, Rsample, RsampleKL, apply
 
 __all__ = ["draw_seed", "gaussian_log_prob", "kl_divergence", "rsample", "rsample_kl"]
 
@@ -72,7 +72,7 @@ def rsample(
     seed = make_seed(seed, generator, mu.device, shape[0] if shape else None)
     if not has_kernels(mu):
         return reference.rsample(mu, logvar, param=param, sample_shape=sample_shape, seed=seed)
-    return Rsample.apply(mu, logvar, seed, code, -1, sample_shape)
+    return apply(Rsample, mu, logvar, seed, code, -1, sample_shape)
 
 
 def kl_divergence(
@@ -106,7 +106,7 @@ def kl_divergence(
     dims = event_dims(event_ndim, len(shape))
     if not has_kernels(tensors[0]):
         return reference.kl_divergence(*tensors, param=param, event_ndim=dims)
-    return KLDivergence.apply(*tensors, *(None,) * (4 - len(tensors)), code, -1, dims)
+    return apply(KLDivergence, *tensors, *(None,) * (4 - len(tensors)), code, -1, dims)
 
 
 def rsample_kl(
@@ -138,7 +138,7 @@ def rsample_kl(
     seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
     if not has_kernels(tensors[0]):
         return reference.rsample_kl(*tensors, param=param, event_ndim=dims, seed=seed)
-    return RsampleKL.apply(*tensors, *(None,) * (4 - len(tensors)), seed, code, -1, dims)
+    return apply(RsampleKL, *tensors, *(None,) * (4 - len(tensors)), seed, code, -1, dims)
 
 
 def gaussian_log_prob(
@@ -171,7 +171,7 @@ def gaussian_log_prob(
     dims = event_dims(event_ndim, len(shape))
     if not has_kernels(x):
         return reference.gaussian_log_prob(x, mean, logvar, param=param, event_ndim=dims)
-    return GaussianLogProb.apply(x, mean, scale, number, code, dims)
+    return apply(GaussianLogProb, x, mean, scale, number, code, dims)
 
 
 def draw_seed(
