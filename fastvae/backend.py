@@ -41,13 +41,15 @@ def _load_binary() -> tuple[ModuleType | None, str]:
         return None, f"the binary does not load: {type(error).__name__}: {error}"
 
 
-def _choice(name: str, value: str) -> str:
-    if value not in _CHOICES:
-        raise ValueError(f"{name} is {value!r}; want one of {', '.join(map(repr, _CHOICES))}")
+def _choice(name: str, value: str, choices: tuple[str, ...] = _CHOICES) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; want one of {', '.join(map(repr, choices))}")
     return value
 
 
 _wanted = _choice(_VARIABLE, os.environ.get(_VARIABLE) or "native")
+if capability := os.environ.get("FASTVAE_CPU_CAPABILITY"):  # read by the binary
+    _choice("FASTVAE_CPU_CAPABILITY", capability, ("avx512", "avx2", "baseline"))
 _binary, _problem = _load_binary()
 _native = _binary is not None and _wanted == "native"
 HAS_CUDA: bool = _binary is not None and _binary.build_info()["cuda_archs"] is not None

@@ -20,7 +20,7 @@ struct Capability {
 };
 
 Capability find_capability() {
-  const char* wish = std::getenv("FASTVAE_CPU_CAPABILITY");
+  const char* wish = std::getenv("FASTVAE_CPU_CAPABILITY");  // checked in fastvae/backend.py
   const std::string_view most = wish ? wish : "avx512";
 #if FASTVAE_X86
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
