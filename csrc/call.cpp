@@ -111,7 +111,10 @@ void Call::noise(const Tensor& seed, const Dims& sample_shape) {
   sample_shape_ = sample_shape;
 }
 
-void Call::rows(int64_t event_ndim) { event_ndim_ = event_ndim; }
+void Call::rows(int64_t event_ndim) {
+  if (event_ndim < 0) fail("event_ndim is " + std::to_string(event_ndim) + ", want at least 0");
+  event_ndim_ = event_ndim;
+}
 
 void Call::grad_output(const Tensor& grad) { grad_output_ = operand("grad_z", grad); }
 void Call::grad_value(const Tensor& grad) { grad_value_ = operand("grad_output", grad); }

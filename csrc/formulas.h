@@ -35,6 +35,12 @@ struct Scale : ScaleForm {
     if (logarithmic) return exp(V(-factor) * s).exp;
     return V(1) / sigma(s);
   }
+  // difference / sigma. Where the values are equal that is 0, even if 1 / sigma has overflowed.
+  template <class V>
+  FASTVAE_INLINE V standardize(V difference, V inverse_sigma) const {
+    const auto lost = (difference == V(0)) & (inverse_sigma == V(Constants<Real<V>>::infinity));
+    return select(lost, V(0), difference * inverse_sigma);
+  }
   // dh/ds
   template <class V>
   FASTVAE_INLINE V log_sigma_slope(V s) const {
@@ -97,7 +103,7 @@ template <class V>
 FASTVAE_INLINE V kl(Scale scale, const V (&q)[2]) {
   const auto& [mu, s] = q;
   const Exp<V> e = exp(scale.log_sigma(s));
-  return V(0.5) * fma(mu, mu, fma(e.expm1, e.expm1, V(2) * e.tail));
+  return fma(V(0.5) * mu, mu, fma(V(0.5) * e.expm1, e.expm1, e.tail));
 }
 
 template <class V>
@@ -114,8 +120,8 @@ template <class V>
 FASTVAE_INLINE V kl(Scale scale, const V (&qp)[4]) {
   const auto& [mu, s, prior_mu, prior_s] = qp;
   const Exp<V> e = exp(scale.log_sigma(s) - scale.log_sigma(prior_s));
-  const V w = (mu - prior_mu) * scale.inverse_sigma(prior_s);
-  return V(0.5) * fma(w, w, fma(e.expm1, e.expm1, V(2) * e.tail));
+  const V w = scale.standardize(mu - prior_mu, scale.inverse_sigma(prior_s));
+  return fma(V(0.5) * w, w, fma(V(0.5) * e.expm1, e.expm1, e.tail));
 }
 
 template <class V>
@@ -125,8 +131,8 @@ FASTVAE_INLINE void kl_backward(Scale scale, V grad_kl, const V (&qp)[4], V (&gr
   const V expm1 = exp(scale.log_sigma(s) - scale.log_sigma(prior_s)).expm1;
   const V growth = expm1 * (expm1 + V(2));  // e^{2d} - 1
   const V inverse = scale.inverse_sigma(prior_s);
-  const V w = (mu - prior_mu) * inverse;
-  grad_mu = grad_kl * (w * inverse);
+  const V w = scale.standardize(mu - prior_mu, inverse);
+  grad_mu = grad_kl * scale.standardize(w, inverse);
   grad_s = grad_kl * growth * scale.log_sigma_slope(s);
   grad_prior_mu = V(0) - grad_mu;
   grad_prior_s = V(0) - grad_kl * fma(w, w, growth) * scale.log_sigma_slope(prior_s);
@@ -190,7 +196,7 @@ struct GaussianLogProb {
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V, V, Values<V, 0>&) {
       const auto& [x, mean, s] = in;
       const V half_log_two_pi(Real<V>(0.918938533204672741780329736406));
-      const V w = (x - mean) * scale.inverse_sigma(s);
+      const V w = scale.standardize(x - mean, scale.inverse_sigma(s));
       return fma(V(-0.5) * w, w, V(0) - scale.log_sigma(s)) - half_log_two_pi;
     }
   };
@@ -201,8 +207,8 @@ struct GaussianLogProb {
       const auto& [x, mean, s] = in;
       auto& [grad_x, grad_mean, grad_s] = out;
       const V inverse = scale.inverse_sigma(s);
-      const V w = (x - mean) * inverse;
-      grad_mean = grad_log_prob * (w * inverse);
+      const V w = scale.standardize(x - mean, inverse);
+      grad_mean = grad_log_prob * scale.standardize(w, inverse);
       grad_x = V(0) - grad_mean;
       grad_s = grad_log_prob * fma(w, w, V(-1)) * scale.log_sigma_slope(s);
       return V(0);

@@ -139,15 +139,16 @@ void Call::cut() {
   }
 }
 
-bool Call::on_cpu() const { return device_type_ == aoti_torch_device_type_cpu(); }
+bool Call::on_cpu() const { return device_type_ == aoti_torch_device_type_cpu() && !kCudaOnHost; }
 
 void Call::launch(int step_index, const Step& step) {
   finish_shape();
   if (numel_ == 0) return;
-  if (!on_cpu() && (device_type_ != aoti_torch_device_type_cuda() || !kHasCuda))
+  const bool on_cuda = device_type_ == aoti_torch_device_type_cuda();
+  if (!on_cpu() && !(on_cuda ? kHasCuda : kCudaOnHost))
     fail("this build has no kernels for the device of " + inputs_[0].name);
   std::optional<torch::stable::accelerator::DeviceGuard> guard;
-  if (!on_cpu()) guard.emplace(device_index_);
+  if (on_cuda) guard.emplace(device_index_);
   while (!collapse(step)) {
   }
   cut();
@@ -178,7 +179,7 @@ void Call::launch(int step_index, const Step& step) {
     void* sums = value_->tensor->mutable_data_ptr();
     const int64_t parts = p.units_per_row, rows = p.units / parts;
     if (on_cpu())
-      add_on_cpu(accumulate_, p.unit_sums, parts, parts, 1, sums, rows);
+      add_on_cpu(accumulate_, p.unit_sums, parts, parts, 1, accumulate_, sums, rows);
     else
       add_on_cuda(op_, device_index_, accumulate_, p.unit_sums, parts, parts, 1, sums, rows);
   }
@@ -189,14 +190,14 @@ void Call::launch(int step_index, const Step& step) {
 void Call::point(Gradient& gradient, Output& output) {
   if (!gradient.reduced) return output.write(Mode::full, address(gradient.operand, dtype_));
   if (!on_cpu()) {
-    gradient.terms = allocate(shape_, dense_strides(shape_), dtype_);
-    return output.write(Mode::full, gradient.terms->mutable_data_ptr());
+    gradient.terms = allocate(shape_, dense_strides(shape_), accumulate_);
+    return output.write(Mode::reduced, gradient.terms->mutable_data_ptr());
   }
   output.extent = product(gradient.operand.sizes);
   Dims sizes = gradient.operand.sizes, strides = dense_strides(sizes);
   sizes.insert(sizes.begin(), plan_.slots);
   strides.insert(strides.begin(), output.extent);
-  Tensor slots = allocate(sizes, strides, accumulate_);
+  Tensor slots = allocate(sizes, strides, DType::float64);
   gradient.terms = torch::stable::zero_(slots);
   output.write(Mode::reduced, slots.mutable_data_ptr());
 }
@@ -205,18 +206,21 @@ void Call::finish(Gradient& gradient, const Output& output) {
   Tensor terms = *gradient.terms;
   const Dims& sizes = gradient.operand.sizes;
   if (on_cpu()) {
-    const bool convert = accumulate_ != dtype_;
-    add_on_cpu(accumulate_, output.data, 1, plan_.slots, output.extent,
-               convert ? output.data : gradient.result.mutable_data_ptr(), output.extent);
-    if (convert) torch::stable::copy_(gradient.result, torch::stable::select(terms, 0, 0));
+    const bool half = accumulate_ != dtype_;
+    add_on_cpu(DType::float64, output.data, 1, plan_.slots, output.extent,
+               half ? DType::float64 : dtype_,
+               half ? output.data : gradient.result.mutable_data_ptr(), output.extent);
+    if (half) torch::stable::copy_(gradient.result, torch::stable::select(terms, 0, 0));
     return;
   }
   Dims broadcast;
   const size_t skip = shape_.size() - sizes.size();
   for (size_t d = 0; d < shape_.size(); ++d)
     if (shape_[d] != 1 && (d < skip || sizes[d - skip] == 1)) broadcast.push_back(int64_t(d));
-  torch::stable::copy_(gradient.result,
-                       torch::stable::reshape(torch::stable::sum(terms, broadcast), sizes));
+  // Terms of one sign by the million: float32 sums would lose digits.
+  const auto type = torch::headeronly::ScalarType::Double;
+  const Tensor sum = torch::stable::sum(terms, broadcast, false, type);
+  torch::stable::copy_(gradient.result, torch::stable::reshape(sum, sizes));
 }
 
 }  // namespace fastvae

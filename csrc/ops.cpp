@@ -5,6 +5,7 @@
 // i-th differentiable argument is wanted, and what is not wanted comes back undefined (None).
 #include <torch/csrc/stable/library.h>
 
+#include <stdexcept>
 #include <tuple>
 
 #include "call.h"
@@ -25,6 +26,8 @@ int gaussians(Call& call, const Tensor& mu, const OptionalTensor& logvar,
               const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
               int64_t packed_dim) {
   call.gaussian("mu", mu, "logvar", logvar, packed_dim);
+  if (!prior_mu && prior_logvar)
+    throw std::runtime_error("fastvae: prior_logvar is given without prior_mu");
   if (!prior_mu) return 2;
   call.gaussian("prior_mu", *prior_mu, "prior_logvar", prior_logvar, packed_dim);
   return 4;

@@ -41,7 +41,7 @@ struct Input {
 enum class Mode : int {
   discard,  // the caller does not want it
   full,     // one element for every element of the common shape
-  reduced   // the operand was broadcast: sum into `data`, which has the slots described below
+  reduced   // the operand was broadcast: sum into `data`, in double, in the slots described below
 };
 
 struct Output {

@@ -27,6 +27,8 @@ TensorLike = Tensor | float
 
 PARAMS = ("logvar", "log_std", "std", "var")  # in the order of the kernels' codes
 _CODES = {name: code for code, name in enumerate(PARAMS)}
+# The kernels follow this many dimensions that alternate between broadcast and not (csrc/plan.h).
+_MAX_BROADCAST_NDIM = 7
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -118,7 +120,10 @@ def _canonical(arguments: dict[str, TensorLike], first: Tensor) -> tuple[list[Te
             )
         tensors.append(value)
     try:
-        return tensors, torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+        if len(shape) > _MAX_BROADCAST_NDIM:
+            tensors = [tensor.expand(shape).contiguous() for tensor in tensors]
+        return tensors, shape
     except RuntimeError:
         shapes = ", ".join(
             f"{name} {list(tensor.shape)}" for name, tensor in zip(arguments, tensors, strict=True)

@@ -79,8 +79,8 @@ def _load_arrays(path: Path) -> tuple[Array, Array | None]:
                     return loaded[x], loaded[y] if y in names else None
             if len(names) == 1:
                 return loaded[names[0]], None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no readable .npz or .npy file of numbers: {error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{path} is not readable; want an .npz or .npy file of numbers") from None
     raise ValueError(f"{path} holds the arrays {names}; want one named 'x', or a single one")
 
 

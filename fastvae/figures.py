@@ -114,12 +114,12 @@ def _draw_images(axes: Axes, rows: Sequence[Tensor], lowest: float, highest: flo
     pictures = [_pictures(((row - lowest) / scale).clamp(0, 1).cpu().numpy()) for row in rows]
     height, width, *colours = pictures[0].shape[1:]
     gap = max(1, height // 16)
-    canvas = np.zeros((len(rows) * (height + gap), _COLUMNS * (width + gap), *colours))
+    canvas = np.zeros((len(rows) * (height + gap) + gap, _COLUMNS * (width + gap) + gap, *colours))
     for i, row in enumerate(pictures):
         for j, picture in enumerate(row):
-            top, left = i * (height + gap), j * (width + gap)
+            top, left = gap + i * (height + gap), gap + j * (width + gap)
             canvas[top : top + height, left : left + width] = picture
-    axes.imshow(canvas[:-gap, :-gap], cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
+    axes.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
     axes.axis("off")
 
 

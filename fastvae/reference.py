@@ -106,10 +106,14 @@ def gaussian_log_prob(
 ) -> Tensor:
     """See `fastvae.gaussian_log_prob`."""
     check_param(param)
-    (x, mean, logvar), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
-    x, mean, logvar = _computed_in(x), _computed_in(mean), _computed_in(logvar)
-    w = (x - mean) * torch.exp(-log_sigma(logvar, param))
-    log_prob = -0.5 * w * w - log_sigma(logvar, param) - 0.5 * math.log(2 * math.pi)
+    if isinstance(logvar, int | float):  # a number is not rounded to a half type
+        (x, mean), shape = gaussian_arguments(x=x, mean=mean)
+        logvar = torch.full((), logvar, dtype=_computed_in(x).dtype, device=x.device)
+    else:
+        (x, mean, logvar), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
+    h = log_sigma(logvar, param)
+    w = _standardize(_computed_in(x) - _computed_in(mean), h)
+    log_prob = -0.5 * w * w - h - 0.5 * math.log(2 * math.pi)
     return _sum(log_prob, shape, event_ndim)
 
 
@@ -139,6 +143,12 @@ def sigma(s: Tensor, param: str) -> Tensor:
     return torch.sqrt(s) if param == "var" else torch.exp(log_sigma(s, param))
 
 
+def _standardize(difference: Tensor, log_sigma: Tensor) -> Tensor:
+    """difference / sigma. Where the values are equal that is 0, even if 1 / sigma overflows."""
+    lost = (difference == 0) & (torch.exp(-log_sigma) == math.inf)
+    return torch.where(lost, 0, difference) * torch.exp(-torch.where(lost, 0, log_sigma))
+
+
 def _exp_tail(t: Tensor) -> Tensor:
     """e^t - 1 - t, to full relative precision near 0."""
     r = t.clamp(-0.5, 0.5)
@@ -155,7 +165,7 @@ def _kl(tensors: list[Tensor], param: str) -> Tensor:
         return 0.5 * (mu * mu + _exp_tail(2 * log_sigma(logvar, param)))
     prior_mu, prior_logvar = prior
     log_sigma_p = log_sigma(prior_logvar, param)
-    w = (mu - prior_mu) * torch.exp(-log_sigma_p)
+    w = _standardize(mu - prior_mu, log_sigma_p)
     return 0.5 * (_exp_tail(2 * (log_sigma(logvar, param) - log_sigma_p)) + w * w)
 
 
@@ -229,13 +239,16 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(-2 ln u) (cos 2 pi v, sin 2 pi v) in float32, u from the words `a` and v from `b`.
 
     The uniforms are (word + 1/2) 2^-32, computed in float64; ln u is taken as ln(1 - (1 - u)) where
-    u is nearer to 1. The kernels' float32 results differ from these by a few units in the last
-    place.
+    u is nearer to 1, and the quarter of the circle is taken off the angle as integer. The kernels'
+    float32 results differ from these by a few units in the last place.
     """
     near_one = a >= 2**31
     distance = (torch.where(near_one, _WORD - a, a).double() + 0.5) * 2.0**-32
-    log_u = torch.where(near_one, torch.log1p(-distance), torch.log(distance))
-    radius = torch.sqrt(-2 * log_u)
-    # A word is a signed part of the circle: b and b - 2^32 are the same angle.
-    angle = (b.double() + 0.5) * (2 * math.pi * 2.0**-32)
-    return (radius * torch.cos(angle)).float(), (radius * torch.sin(angle)).float()
+    radius = torch.sqrt(-2 * torch.where(near_one, torch.log1p(-distance), torch.log(distance)))
+    quadrant = (b + 2**29) >> 30
+    angle = ((b - (quadrant << 30)).double() + 0.5) * (math.pi * 2.0**-31)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    odd = quadrant % 2 == 1
+    cos, sin = torch.where(odd, -sin, cos), torch.where(odd, cos, sin)
+    sign = torch.where((quadrant // 2) % 2 == 1, -1.0, 1.0)
+    return (radius * sign * cos).float(), (radius * sign * sin).float()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import itertools
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -26,6 +25,8 @@ from .functional import has_kernels
 from .trainer import COLUMNS, Settings, Trainer
 
 __all__ = ["add_arguments", "main"]
+
+T = TypeVar("T")
 
 RUNS = Path("runs")
 CHECKPOINT, METRICS, FIGURE = "checkpoint.pt", "metrics.csv", "figure.png"
@@ -60,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compiled kernels or plain PyTorch (default: FASTVAE_BACKEND, or native)",
     )
     parser.add_argument(
+        "--threads",
+        type=whole,
+        default=1,
+        help="of the CPU; more pay for large models, change the rounding and suffer on a busy machine "
+        "(default: 1)",
+    )
+    parser.add_argument(
         "--out", type=Path, help="folder of the run (default: a new one, such as runs/digits-2)"
     )
     parser.add_argument(
@@ -76,42 +84,50 @@ def main(arguments: argparse.Namespace) -> int:
     0; 1 if the loss became NaN or infinite; 130 if interrupted. What the user can put right exits
     with status 2 and one message, as argparse does.
     """
-    error: Callable[[str], None] = arguments.error
+    error: Callable[[str], NoReturn] = arguments.error
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
         error(f"not installed: {', '.join(missing)}; want pip install 'fastvae-kernels[train]'")
 
-    folder: Path | None = arguments.out
-    state = None
+    def attempt(argument: str, function: Callable[..., T], *values: Any) -> T:
+        try:
+            return function(*values)
+        except (OSError, RuntimeError, ValueError) as problem:
+            error(f"argument {argument}: {problem}")
+
+    folder, state = arguments.out, None
     if arguments.resume:
-        with _blaming("--resume", error):
-            folder = folder or _latest_run(arguments.data or Settings.data)
-            state = checkpoint.load(folder / CHECKPOINT)
-    settings = _settings(arguments, state, folder, error)
-    with _blaming("--data", error):
-        dataset = data.load(settings.data)
-        if state is not None and state["data"] != dataset.fingerprint():
-            raise ValueError(
-                f"{settings.data} has shape and checksum {dataset.fingerprint()}; want "
-                f"{state['data']}, those of the run in {folder}"
-            )
-    with _blaming("--device", error):
-        device = _device(arguments.device)
+        folder = folder or attempt("--resume", _latest_run, arguments.data or Settings.data)
+        state = attempt("--resume", checkpoint.load, folder / CHECKPOINT)
+    settings = _settings(arguments, state, error)
+    dataset = attempt("--data", _dataset, settings.data, state)
+    device = attempt("--device", _device, arguments.device)
     with ExitStack() as stack:
         if arguments.backend is not None:
-            with _blaming("--backend", error):
-                stack.enter_context(use_backend(arguments.backend))
+            attempt("--backend", stack.enter_context, use_backend(arguments.backend))
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(arguments.threads)
         trainer = Trainer(settings, dataset.x, device)
-        if state is not None:
-            trainer.load_state_dict(state)
+        if state is None:
+            folder = attempt("--out", _new_run, folder, settings.data)
         else:
-            with _blaming("--out", error):
-                folder = _new_run(folder, settings.data)
-        assert folder is not None
-        return _run(trainer, dataset, folder)
+            trainer.load_state_dict(state)
+        try:
+            _run(trainer, dataset, folder)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; to go on: --resume --out {folder}", file=sys.stderr)
+            return 130
+        except FloatingPointError as problem:
+            print(
+                f"stopped: {problem}; {folder / CHECKPOINT} holds epoch {len(trainer.history)}. "
+                f"Try a smaller --lr than {settings.lr:g} or a --sigma above {settings.sigma:g}",
+                file=sys.stderr,
+            )
+            return 1
+    return 0
 
 
-def _run(trainer: Trainer, dataset: data.Dataset, folder: Path) -> int:
+def _run(trainer: Trainer, dataset: data.Dataset, folder: Path) -> None:
     """Train to the last epoch, keeping the files of `folder` up to date, and draw."""
     from . import figures  # only here: they need what may not be installed
 
@@ -120,23 +136,7 @@ def _run(trainer: Trainer, dataset: data.Dataset, folder: Path) -> int:
         f"training on {len(trainer.train)} examples, {len(trainer.heldout)} held out, "
         f"{trainer.train.device}, {backend} backend, into {folder}"
     )
-    try:
-        _train(trainer, dataset.fingerprint(), folder)
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; {folder / CHECKPOINT} holds epoch {len(trainer.history)}: go on with "
-            f"--resume --out {folder}",
-            file=sys.stderr,
-        )
-        return 130
-    except FloatingPointError as problem:
-        print(
-            f"stopped: {problem}; {folder / CHECKPOINT} holds epoch {len(trainer.history)}. Try a "
-            f"smaller --lr than {trainer.settings.lr:g} or a larger --sigma than "
-            f"{trainer.settings.sigma:g}",
-            file=sys.stderr,
-        )
-        return 1
+    _train(trainer, dataset.fingerprint(), folder)
     order = trainer.split(len(dataset.x), trainer.settings.seed)
     labels = None if dataset.labels is None else dataset.labels[order.numpy()]
     x = torch.cat([trainer.heldout, trainer.train])
@@ -151,7 +151,6 @@ def _run(trainer: Trainer, dataset: data.Dataset, folder: Path) -> int:
         f"metrics     {folder / METRICS}\n"
         f"checkpoint  {folder / CHECKPOINT}"
     )
-    return 0
 
 
 def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
@@ -182,15 +181,6 @@ def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
 # ---- From arguments to what they mean ------------------------------------------------------------
 
 
-@contextmanager
-def _blaming(argument: str, error: Callable[[str], None]) -> Iterator[None]:
-    """Report a problem inside the `with` block as one with `argument`."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as problem:
-        error(f"argument {argument}: {problem}")
-
-
 def _number(
     kind: Callable[[str], float], wanted: str, allowed: Callable[[float], bool]
 ) -> Callable[[str], float]:
@@ -209,10 +199,7 @@ def _number(
 
 
 def _settings(
-    arguments: argparse.Namespace,
-    state: dict[str, Any] | None,
-    folder: Path | None,
-    error: Callable[[str], None],
+    arguments: argparse.Namespace, state: dict[str, Any] | None, error: Callable[[str], NoReturn]
 ) -> Settings:
     """What was typed, over the settings of the resumed run, over the defaults."""
     names = [field.name for field in dataclasses.fields(Settings)]
@@ -224,13 +211,22 @@ def _settings(
     saved, done = state["settings"], len(state["history"])
     for name, value in typed.items():
         if name != "epochs" and value != saved[name]:
-            error(
-                f"argument --{name.replace('_', '-')}: is {value}; want {saved[name]}, as the run in "
-                f"{folder} has, or a new run"
-            )
+            option = "--" + name.replace("_", "-")
+            error(f"argument {option}: is {value}; want the resumed run's {saved[name]}")
     if typed.get("epochs", done) < done:
-        error(f"argument --epochs: is {typed['epochs']}; want at least the {done} of {folder}")
+        error(f"argument --epochs: is {typed['epochs']}; want at least the resumed run's {done}")
     return Settings(**{**saved, **typed})
+
+
+def _dataset(source: str, state: dict[str, Any] | None) -> data.Dataset:
+    """The data set, which must be that of the resumed run."""
+    dataset = data.load(source)
+    if state is not None and state["data"] != dataset.fingerprint():
+        raise ValueError(
+            f"{source} has shape and checksum {dataset.fingerprint()}; want the resumed run's "
+            f"{state['data']}"
+        )
+    return dataset
 
 
 def _device(name: str | None) -> torch.device:
@@ -269,11 +265,9 @@ def _new_run(folder: Path | None, source: str) -> Path:
                 "with that run, or another folder"
             )
         return folder
-    for number in itertools.count(1):
-        folder = RUNS / (_run_name(source) + (f"-{number}" if number > 1 else ""))
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-    raise AssertionError
+    folder, number = RUNS / _run_name(source), 1
+    while folder.exists():
+        number += 1
+        folder = RUNS / f"{_run_name(source)}-{number}"
+    folder.mkdir(parents=True)
+    return folder

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
+from ._arguments import check_param
 from .distributions import DiagonalGaussian
 
 __all__ = ["VAE", "VAEOutput"]
@@ -56,7 +57,7 @@ class VAE(nn.Module):
         param: what the second half is: "logvar", "log_std", "std" or "var".
 
     Raises:
-        ValueError: `beta`, `sigma` or `latent_shape` out of range.
+        ValueError: `beta`, `sigma` or `latent_shape` out of range, or an unknown `param`.
 
     Example:
         >>> model = VAE(nn.Linear(784, 2 * 16), nn.Linear(16, 784), latent_shape=16, sigma=0.1)
@@ -76,6 +77,7 @@ class VAE(nn.Module):
         param: str = "logvar",
     ) -> None:
         super().__init__()
+        check_param(param)
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta is {beta}; want a number of at least 0")
         if not 0 < sigma < math.inf:

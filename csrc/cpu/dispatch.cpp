@@ -38,12 +38,13 @@ const Capability& capability() {
   return found;
 }
 
-template <class A>
-void add(const A* from, int64_t stride, int64_t count, int64_t step, A* to, int64_t n) {
+template <class From, class To>
+void add(const void* from, int64_t stride, int64_t count, int64_t step, void* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     double sum = 0;
-    for (int64_t j = 0; j < count; ++j) sum += from[i * stride + j * step];
-    to[i] = A(sum);
+    for (int64_t j = 0; j < count; ++j)
+      sum += static_cast<const From*>(from)[i * stride + j * step];
+    static_cast<To*>(to)[i] = To(sum);
   }
 }
 
@@ -69,12 +70,12 @@ void run_on_cpu(int step, DType dtype, const Plan& plan) {
                               [&](int64_t begin, int64_t end) { kernel(plan, begin, end, 0); });
 }
 
-void add_on_cpu(DType accumulate, const void* from, int64_t stride, int64_t count, int64_t step,
-                void* to, int64_t n) {
-  if (accumulate == DType::float64)
-    add(static_cast<const double*>(from), stride, count, step, static_cast<double*>(to), n);
-  else
-    add(static_cast<const float*>(from), stride, count, step, static_cast<float*>(to), n);
+void add_on_cpu(DType from_type, const void* from, int64_t stride, int64_t count, int64_t step,
+                DType to_type, void* to, int64_t n) {
+  const bool from_double = from_type == DType::float64, to_double = to_type == DType::float64;
+  const auto add_types = from_double ? (to_double ? add<double, double> : add<double, float>)
+                                     : (to_double ? add<float, double> : add<float, float>);
+  add_types(from, stride, count, step, to, n);
 }
 
 }  // namespace fastvae

@@ -13,8 +13,9 @@ const char* cpu_capability();
 
 void run_on_cpu(int step, DType dtype, const Plan& plan);
 
-// to[i] = sum over j < count of from[i * stride + j * step], in double, in this order.
-void add_on_cpu(DType accumulate, const void* from, int64_t stride, int64_t count, int64_t step,
-                void* to, int64_t n);
+// to[i] = sum over j < count of from[i * stride + j * step], in double, in this order. Both types
+// are float32 or float64.
+void add_on_cpu(DType from_type, const void* from, int64_t stride, int64_t count, int64_t step,
+                DType to_type, void* to, int64_t n);
 
 }  // namespace fastvae

@@ -134,44 +134,32 @@ class Loop {
   // Numbers that a block reads: from memory, gathered from it, or one over and over.
   template <class S>
   struct Source {
-    const S* p = nullptr;
-    int step = 0;
+    const S* p = nullptr;  // null: `same`, everywhere
+    V same;
 
-    V get(int i) const { return load(p + i * step, static_cast<V*>(nullptr)); }
+    V get(int i) const { return p ? load(p + i, static_cast<V*>(nullptr)) : same; }
   };
   template <class S>
-  struct Buffer {
-    S padded[kLanes];
-    alignas(64) S gathered[kBlock];
-  };
-
-  template <class S>
-  Source<S> open(Buffer<S>& buffer, const Input& input, int64_t offset, int64_t j, int64_t length,
-                 int64_t pieces) const {
+  Source<S> open(S (&gathered)[kBlock], const Input& input, int64_t offset, int64_t j,
+                 int64_t length, int64_t pieces) const {
+    if (!input.data) return {nullptr, V(A(input.constant))};
     const int64_t inner = input.layout.inner, outer = At::step(plan_, input.layout);
     const S* from = static_cast<const S*>(input.data) + offset + j * inner;
     if (inner == 0 && (pieces == 1 || outer == 0)) {
-      S x;
-      if (input.data)
-        x = *from;
-      else
-        store_some(&x, V(A(input.constant)), 1);
-      for (S& lane : buffer.padded) lane = x;
-      return {buffer.padded, 0};
+      S lanes[kLanes];
+      for (S& lane : lanes) lane = *from;
+      return {nullptr, load(lanes, static_cast<V*>(nullptr))};
     }
-    if (pieces == 1 || (inner == 1 && outer == length)) return {from, 1};
+    if (pieces == 1 || (inner == 1 && outer == length)) return {from, V(0)};
     for (int64_t piece = 0, i = 0; piece < pieces; ++piece)
-      for (int64_t k = 0; k < length; ++k) buffer.gathered[i++] = from[piece * outer + k * inner];
-    return {buffer.gathered, 1};
+      for (int64_t k = 0; k < length; ++k) gathered[i++] = from[piece * outer + k * inner];
+    return {gathered, V(0)};
   }
 
   // Makes the last `n` < 16 numbers of a source, from i on, a whole vector.
   template <class S>
-  static void pad(Source<S>& source, Buffer<S>& buffer, int i, int n) {
-    if (source.step == 0) return;
-    memset(buffer.padded, 0, sizeof(buffer.padded));
-    memcpy(buffer.padded, source.p + i, n * sizeof(S));
-    source = {buffer.padded, 0};
+  static void pad(Source<S>& source, int i, int n) {
+    if (source.p) source = {nullptr, load_some(source.p + i, n, static_cast<V*>(nullptr))};
   }
 
   // Elements [j, j + length) of `pieces` pieces from the cursor on. With `row_sums`, each piece is
@@ -208,8 +196,8 @@ class Loop {
       const int m = n - i;
       const bool whole = m >= kLanes;
       if (!whole) {
-        for (int k = 0; k < I; ++k) pad(in[k], in_[k], i, m);
-        if constexpr (kStep.row_grad) pad(row_grad, row_grad_, i, m);
+        for (int k = 0; k < I; ++k) pad(in[k], i, m);
+        if constexpr (kStep.row_grad) pad(row_grad, i, m);
       }
       V x[I], y[O > 0 ? O : 1], g(0), e(0);
 #pragma GCC unroll 8
@@ -235,7 +223,7 @@ class Loop {
 
     if constexpr (kStep.value) {
       if (row_sums)
-        for (int64_t p = 0; p < pieces; ++p) row_sums[p] = add(values_ + p * length, length);
+        for (int64_t p = 0; p < pieces; ++p) row_sums[p] = A(add(values_ + p * length, length));
       else if (keep_values)
         scatter(static_cast<A*>(plan_.value.data) + at.offset[At::kValue], plan_.value.layout,
                 values_, j, length, pieces);
@@ -249,8 +237,8 @@ class Loop {
       if (out.mode == Mode::full)
         scatter(static_cast<T*>(out.data) + offset, out.layout, scratch_[k], j, length, pieces);
       else
-        accumulate(static_cast<A*>(out.data) + slot_ * out.extent + offset, out.layout, scratch_[k],
-                   j, length, pieces);
+        accumulate(static_cast<double*>(out.data) + slot_ * out.extent + offset, out.layout,
+                   scratch_[k], j, length, pieces);
     }
   }
 
@@ -267,11 +255,11 @@ class Loop {
                  .sample_step = At::step(plan_, noise.sample)});
   }
 
-  // In double, in order: rows are short or few.
-  static A add(const A* x, int64_t n) {
+  // In order: rows are short or few.
+  static double add(const A* x, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; ++i) sum += x[i];
-    return A(sum);
+    return sum;
   }
 
   template <class S>
@@ -287,7 +275,7 @@ class Loop {
     }
   }
 
-  void accumulate(A* to, const Layout& layout, const A* from, int64_t j, int64_t length,
+  void accumulate(double* to, const Layout& layout, const A* from, int64_t j, int64_t length,
                   int64_t pieces) {
     const int64_t outer = At::step(plan_, layout);
     for (int64_t p = 0; p < pieces; ++p, from += length) {
@@ -302,8 +290,8 @@ class Loop {
   const Scale scale_;
   const int64_t slot_;
   double total_ = 0;  // over blocks, whose own sums have at most kBlock / kLanes terms a lane
-  Buffer<T> in_[I];
-  Buffer<A> row_grad_;
+  alignas(64) T in_[I][kBlock];  // gathered
+  alignas(64) A row_grad_[kStep.row_grad ? kBlock : 1];
   alignas(64) float noise_[kStep.noise ? 2 * kBlock + 2 * kNormalsPerStep : 1];
   alignas(64) A values_[kStep.value ? kBlock + kLanes : 1];
   alignas(64) A scratch_[O > 0 ? O : 1][kBlock + kLanes];

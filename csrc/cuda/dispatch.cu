@@ -49,13 +49,13 @@ void add_on_cuda(const char* op, int device, DType accumulate, const void* from,
   const auto stream = current_stream(op, device);
   const int64_t blocks = (n + kThreads - 1) / kThreads;
   const auto grid = unsigned(blocks < (1 << 20) ? blocks : 1 << 20);
+  const auto launch = [&]<class A>(const A* from, A* to) {
+    check(launch_kernel(add<A>, grid, kThreads, stream, from, stride, count, step, to, n), op);
+  };
   if (accumulate == DType::float64)
-    add<<<grid, kThreads, 0, stream>>>(static_cast<const double*>(from), stride, count, step,
-                                       static_cast<double*>(to), n);
+    launch(static_cast<const double*>(from), static_cast<double*>(to));
   else
-    add<<<grid, kThreads, 0, stream>>>(static_cast<const float*>(from), stride, count, step,
-                                       static_cast<float*>(to), n);
-  check(cudaGetLastError(), op);
+    launch(static_cast<const float*>(from), static_cast<float*>(to));
 }
 
 }  // namespace fastvae

@@ -21,4 +21,11 @@ inline void add_on_cuda(const char*, int, DType, const void*, int64_t, int64_t, 
                         int64_t) {}
 #endif
 
+// In the tests' build of tests/cuda_on_host the CUDA loops run on the CPU, for CPU tensors.
+#ifdef FASTVAE_CUDA_ON_HOST
+constexpr bool kCudaOnHost = true;
+#else
+constexpr bool kCudaOnHost = false;
+#endif
+
 }  // namespace fastvae

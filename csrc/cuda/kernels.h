@@ -7,6 +7,17 @@
 
 namespace fastvae {
 
+#ifdef __CUDACC__
+// All launches are made here, so that the tests can put a loop over host threads in its place
+// (tests/cuda_on_host).
+template <class... Params, class... Args>
+cudaError_t launch_kernel(void (*kernel)(Params...), unsigned blocks, unsigned threads,
+                          cudaStream_t stream, const Args&... args) {
+  kernel<<<blocks, threads, 0, stream>>>(args...);
+  return cudaGetLastError();
+}
+#endif
+
 using CudaLaunch = cudaError_t (*)(const Plan& plan, cudaStream_t stream);
 
 struct CudaColumn {

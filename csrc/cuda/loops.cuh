@@ -101,10 +101,10 @@ __device__ inline int64_t offset_at(const Layout& layout, const int64_t (&index)
 
 // ---- Noise -----------------------------------------------------------------------------------------
 
-// The normals of an access whose element `e` is element `start + e` of a piece.
+// The normals of an access to a piece that begins at `row`, `column`, `sample`.
 template <int N>
-__device__ void draw(const Noise& noise, int64_t row, int64_t column, int64_t sample, int64_t start,
-                     float (&eps)[N]) {
+__device__ void draw(const Noise& noise, int64_t row, int64_t column, int64_t sample,
+                     const Access<N>& at, float (&eps)[N]) {
   const auto quad = [&](int64_t row, int64_t column, int64_t sample, float (&x)[4]) {
     const uint64_t seed = uint64_t(noise.seed[noise.seed_per_row ? row : 0]);
     const uint64_t row_words = noise.seed_per_row ? 0 : uint64_t(row);
@@ -122,7 +122,7 @@ __device__ void draw(const Noise& noise, int64_t row, int64_t column, int64_t sa
 #pragma unroll
     for (int e = 0; e < N; e += 4) {
       float x[4];
-      quad(row, column + start + e, sample, x);
+      quad(row, column + at.start + e, sample, x);
 #pragma unroll
       for (int i = 0; i < 4; ++i) eps[e + i] = x[i];
     }
@@ -130,12 +130,12 @@ __device__ void draw(const Noise& noise, int64_t row, int64_t column, int64_t sa
   }
 #pragma unroll 1
   for (int e = 0; e < N; ++e) {
-    const int64_t j = start + e;
-    const int64_t at = column + j * noise.column.inner;
+    if (e < at.first || e >= at.last) continue;  // such a row may have no seed
+    const int64_t j = at.start + e;
+    const int64_t c = column + j * noise.column.inner;
     float x[4];
-    // Elements before the piece's first may point anywhere; they are not used.
-    if (j >= 0) quad(row + j * noise.row.inner, at, sample + j * noise.sample.inner, x);
-    const int i = int(at % 4);
+    quad(row + j * noise.row.inner, c, sample + j * noise.sample.inner, x);
+    const int i = int(c % 4);
     const float chosen = i < 2 ? (i == 0 ? x[0] : x[1]) : (i == 2 ? x[2] : x[3]);
 #pragma unroll
     for (int k = 0; k < N; ++k)
@@ -189,7 +189,7 @@ __device__ Accumulate<T> unit_part(const Plan& plan, int64_t unit, int thread, i
     if constexpr (kStep.row_grad)
       load<A>(plan.row_grad, offset(plan.row_grad.layout), at, grad);
     if constexpr (kStep.noise)
-      draw(plan.noise, offset(plan.noise.row), column, offset(plan.noise.sample), at.start, eps);
+      draw(plan.noise, offset(plan.noise.row), column, offset(plan.noise.sample), at, eps);
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) {
       A x[I], y[O > 0 ? O : 1];
@@ -201,9 +201,13 @@ __device__ Accumulate<T> unit_part(const Plan& plan, int64_t unit, int thread, i
       if (kStep.value && e >= at.first && e < at.last) sum += value[e];
     }
 #pragma unroll
-    for (int k = 0; k < O; ++k)
-      if (plan.output[k].mode == Mode::full)
-        store<T>(plan.output[k], offset(plan.output[k].layout), at, out[k]);
+    for (int k = 0; k < O; ++k) {
+      const Output& output = plan.output[k];
+      if (output.mode == Mode::full)
+        store<T>(output, offset(output.layout), at, out[k]);
+      else if (output.mode == Mode::reduced)  // its terms, which the caller adds up
+        store<A>(output, offset(output.layout), at, out[k]);
+    }
     if constexpr (kStep.value)
       if (plan.value.mode == Mode::full)
         store<A>(plan.value, offset(plan.value.layout), at, value);
@@ -250,9 +254,8 @@ cudaError_t launch(const Plan& plan, cudaStream_t stream) {
   const int64_t groups = kBlockThreads / threads;
   const int64_t blocks = (plan.units + groups - 1) / groups;
   constexpr int64_t kMostBlocks = 1 << 20;  // the rest by the grid-stride loop
-  loop<Op, T><<<unsigned(blocks < kMostBlocks ? blocks : kMostBlocks), kBlockThreads, 0, stream>>>(
-      plan, threads);
-  return cudaGetLastError();
+  return launch_kernel(loop<Op, T>, unsigned(blocks < kMostBlocks ? blocks : kMostBlocks),
+                       kBlockThreads, stream, plan, threads);
 }
 
 template <class T, class... Ops>

@@ -1,0 +1,240 @@
+// CUDA for the host compiler, as much of it as csrc/cuda needs: its kernels run on the CPU, in tests.
+//
+// Found before the toolkit's header of this name, it lets g++ build the .cu files (-x c++). A grid
+// runs block after block. The threads of a block are fibers: one runs until it waits at a barrier,
+// then the first that can goes on, in every other block the last, so that some warps get as far ahead
+// of others as they might on a GPU. Threads that wait for each other in vain are an error, not a hang.
+//
+//   CUDA_ON_HOST_BLOCKS=n    no grid has more than n blocks
+//   CUDA_ON_HOST_REVERSED=1  odd blocks take the first thread first, the others the last
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(threads)
+#define __shared__ static thread_local  // one block at a time
+
+using std::max, std::min;
+
+using cudaStream_t = void*;
+using cudaError_t = const char*;  // the message
+constexpr cudaError_t cudaSuccess = nullptr;
+inline const char* cudaGetErrorString(cudaError_t error) { return error; }
+
+struct Position {
+  unsigned x;
+};
+inline thread_local Position threadIdx, blockIdx, gridDim;
+
+namespace cuda_on_host {
+
+constexpr unsigned kWarp = 32;
+
+// The block that runs.
+class Block;
+inline Block& block();
+
+class Block {
+ public:
+  cudaError_t run(unsigned threads, bool reversed, std::function<void()> body) {
+    body_ = std::move(body);
+    reversed_ = reversed;
+    threads_.assign(threads, Thread());
+    threadIdx.x = place(0);
+    leave(host_);
+    return explain();
+  }
+
+  // Called by a thread, for all of its group of `size` threads: returns when they are here too.
+  void wait(const char* name, int line, unsigned size) {
+    const unsigned first = threadIdx.x / size * size;
+    const Barrier here = now().barrier = {name, line, first, first + size};
+    now().state = State::waiting;
+    const auto begin = threads_.begin() + here.first, end = threads_.begin() + here.last;
+    if (std::all_of(begin, end, [&](const Thread& t) { return t.waits_at(here); }))
+      std::for_each(begin, end, [](Thread& t) { t.state = State::ready; });
+    else
+      leave(*now().fiber);
+  }
+
+  // Gives `value` to the other lanes of the warp, for that of lane `lane ^ mask`.
+  uint64_t exchange(uint64_t value, unsigned mask, int line) {
+    // Every exchange is a barrier, so no lane is two of them ahead: two places are enough.
+    const int place = now().exchanges++ % 2;
+    now().value[place] = value;
+    wait("__shfl_xor_sync", line, kWarp);
+    return threads_[threadIdx.x ^ mask].value[place];
+  }
+
+  unsigned threads() const { return unsigned(threads_.size()); }
+
+ private:
+  enum class State { fresh, ready, waiting, ended };
+  struct Barrier {
+    const char* name;
+    int line;
+    unsigned first, last;  // threads that must come
+
+    bool operator==(const Barrier&) const = default;
+  };
+  // A stack to run on. It is entered once by its context, later by what it left.
+  struct Fiber {
+    bool entered = false;
+    jmp_buf left;
+    ucontext_t context;
+    std::vector<char> stack;
+  };
+  struct Thread {
+    State state = State::fresh;
+    Barrier barrier{};
+    Fiber* fiber = nullptr;
+    unsigned exchanges = 0;
+    uint64_t value[2] = {};
+
+    bool can_run() const { return state == State::fresh || state == State::ready; }
+    bool waits_at(const Barrier& b) const { return state == State::waiting && barrier == b; }
+  };
+
+  Thread& now() { return threads_[threadIdx.x]; }
+
+  // Leaves a fiber for the next thread that can run, or for run() if there is none.
+  void leave(Fiber& from) {
+    Fiber* to = &host_;
+    if (begin_next()) {
+      if (now().state == State::fresh) now().fiber = free_fiber();
+      to = now().fiber;
+    }
+    if (to == &from || _setjmp(from.left)) return;
+    if (std::exchange(to->entered, true) || to == &host_) _longjmp(to->left, 1);
+    setcontext(&to->context);
+  }
+
+  // A warp gets as far as it can, then the next, around the block.
+  bool begin_next() {
+    const unsigned n = threads(), first = place(threadIdx.x) / kWarp * kWarp;
+    for (unsigned i = 0; i < n; ++i) {
+      threadIdx.x = place((first + i) % n);
+      if (now().can_run()) return true;
+    }
+    return false;
+  }
+  unsigned place(unsigned t) const { return reversed_ ? threads() - 1 - t : t; }
+
+  // What a fiber does: one thread after another.
+  void work() {
+    for (;;) {
+      body_();
+      now().state = State::ended;
+      free_.push_back(now().fiber);
+      leave(*now().fiber);
+    }
+  }
+
+  Fiber* free_fiber() {
+    if (free_.empty()) {
+      Fiber& fiber = *fibers_.emplace_back(std::make_unique<Fiber>());
+      fiber.stack.resize(256 << 10);
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.data();
+      fiber.context.uc_stack.ss_size = fiber.stack.size();
+      makecontext(&fiber.context, [] { block().work(); }, 0);
+      free_.push_back(&fiber);
+    }
+    Fiber* fiber = free_.back();
+    free_.pop_back();
+    return fiber;
+  }
+
+  // When no thread can run: success if all have ended, else who waits for whom.
+  cudaError_t explain() {
+    const auto text = [this](const Thread& t) {
+      const std::string who = "thread " + std::to_string(&t - threads_.data());
+      return t.state == State::ended ? who + " has ended"
+                                     : who + " waits at " + t.barrier.name + " in line " +
+                                           std::to_string(t.barrier.line);
+    };
+    for (const Thread& t : threads_) {
+      if (t.state == State::ended) continue;
+      for (unsigned i = t.barrier.first; i < t.barrier.last; ++i) {
+        if (threads_[i].waits_at(t.barrier)) continue;
+        message_ = text(t) + ", but " + text(threads_[i]);
+        free_.clear();  // those fibers will never end
+        fibers_.clear();
+        return message_.c_str();
+      }
+    }
+    return cudaSuccess;
+  }
+
+  std::function<void()> body_;
+  bool reversed_ = false;
+  std::vector<Thread> threads_;
+  Fiber host_;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Fiber*> free_;
+  std::string message_;
+};
+
+inline Block& block() {
+  static thread_local Block block;
+  return block;
+}
+
+inline unsigned setting(const char* name, unsigned otherwise) {
+  const char* value = std::getenv(name);
+  return value ? unsigned(std::atoi(value)) : otherwise;
+}
+
+}  // namespace cuda_on_host
+
+inline void __syncthreads(int line = __builtin_LINE()) {
+  auto& block = cuda_on_host::block();
+  block.wait("__syncthreads", line, block.threads());
+}
+inline void __syncwarp(int line = __builtin_LINE()) {
+  cuda_on_host::block().wait("__syncwarp", line, cuda_on_host::kWarp);
+}
+template <class T>
+T __shfl_xor_sync(unsigned members, T value, int mask, int line = __builtin_LINE()) {
+  if (members != ~0u) std::abort();  // not imitated
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof(T));
+  bits = cuda_on_host::block().exchange(bits, unsigned(mask), line);
+  memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+namespace fastvae {
+
+// Stands in for the one in csrc/cuda/kernels.h.
+template <class... Params, class... Args>
+cudaError_t launch_kernel(void (*kernel)(Params...), unsigned blocks, unsigned threads, cudaStream_t,
+                          const Args&... args) {
+  static const unsigned most = cuda_on_host::setting("CUDA_ON_HOST_BLOCKS", ~0u);
+  static const unsigned reversed = cuda_on_host::setting("CUDA_ON_HOST_REVERSED", 0);
+  if (blocks == 0 || threads % cuda_on_host::kWarp != 0) return "invalid configuration argument";
+  gridDim.x = min(blocks, most);
+  for (unsigned b = 0; b < gridDim.x; ++b) {
+    blockIdx.x = b;
+    const auto error = cuda_on_host::block().run(threads, (b + reversed) % 2 != 0,
+                                                 [&] { kernel(args...); });
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace fastvae

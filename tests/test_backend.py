@@ -1,0 +1,206 @@
+"""Which path computes, what says so, and that a missing or broken binary breaks nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastvae
+from fastvae import backend, cli
+
+PACKAGE = Path(fastvae.__file__).parent
+
+
+def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python in which `import fastvae` finds the package in `cwd`."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTVAE_")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=clean | {"PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def copy_without_binary(tmp_path: Path) -> Path:
+    shutil.copytree(
+        PACKAGE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("_C.*", "_no_binary.txt")
+    )
+    return tmp_path
+
+
+def test_the_tests_test_the_kernels(device: torch.device) -> None:
+    assert fastvae.info()["backend"] == "native", fastvae.info()["reason"]
+    mu = torch.zeros(2, 3, device=device, requires_grad=True)
+    assert type(fastvae.rsample_kl(mu, mu)[0].grad_fn).__name__ == "RsampleKLBackward"
+
+
+# ---- use_backend ---------------------------------------------------------------------------------
+
+
+def test_use_backend_nests_and_restores() -> None:
+    def now() -> str:
+        return fastvae.info()["backend"]
+
+    assert now() == "native"
+    with fastvae.use_backend("reference"):
+        assert now() == "reference"
+        with fastvae.use_backend("native"):
+            assert now() == "native"
+        assert now() == "reference"
+        with pytest.raises(KeyError), fastvae.use_backend("native"):
+            raise KeyError
+        assert now() == "reference"
+    assert now() == "native"
+
+
+def test_use_backend_chooses_what_computes() -> None:
+    mu = torch.zeros(2, 3, requires_grad=True)
+    packed = fastvae.DiagonalGaussian.from_params(torch.zeros(2, 6, requires_grad=True))
+    for name, fused in (("reference", False), ("native", True)):
+        with fastvae.use_backend(name):
+            for _, kl in (fastvae.rsample_kl(mu, mu), packed.rsample_kl()):
+                assert (type(kl.grad_fn).__name__ == "RsampleKLBackward") == fused
+
+
+@pytest.mark.parametrize("name", ["cuda", "", None, 1])
+def test_use_backend_refuses_unknown_names(name: object) -> None:
+    with pytest.raises(ValueError, match=r"want one of 'native', 'reference'$"):
+        fastvae.use_backend(name).__enter__()
+    assert fastvae.info()["backend"] == "native"
+
+
+# ---- The environment -----------------------------------------------------------------------------
+
+SAMPLE = "import fastvae, torch; print(fastvae.rsample(torch.zeros(2), 0.0, seed=1).tolist());"
+STATE = "i = fastvae.info(); print(i['backend']); print(i['reason']); print(*i['advice'])"
+
+
+def test_environment_chooses_the_reference() -> None:
+    done = run(SAMPLE + STATE, PACKAGE.parent, FASTVAE_BACKEND="reference")
+    assert done.returncode == 0, done.stderr
+    assert "\nreference\nchosen by FASTVAE_BACKEND" in done.stdout
+    assert "RuntimeWarning" not in done.stderr
+
+
+def test_environment_refuses_unknown_names() -> None:
+    done = run("import fastvae", PACKAGE.parent, FASTVAE_BACKEND="fast")
+    assert done.returncode != 0
+    assert "ValueError: FASTVAE_BACKEND is 'fast'; want one of 'native', 'reference'" in done.stderr
+
+
+# ---- Without a binary ----------------------------------------------------------------------------
+
+
+NATIVE = """
+try:
+    with fastvae.use_backend("native"):
+        pass
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def assert_falls_back(where: Path, reason: str) -> None:
+    done = run(f"{SAMPLE}{STATE}{NATIVE}", where)
+    assert done.returncode == 0, done.stderr
+    sample, name, said, *advised, refused = done.stdout.splitlines()
+    assert name == "reference"
+    assert said.startswith(reason)
+    assert refused.startswith(f"use_backend('native') is not possible: {reason}")
+    assert "rebuild" in advised[-1]
+    assert done.stderr.count("RuntimeWarning: fastvae runs on its slow reference path") == 1
+    assert reason in done.stderr
+    ours = fastvae.rsample(torch.zeros(2), 0.0, seed=1).tolist()
+    assert json.loads(sample) == pytest.approx(ours, rel=1e-6)
+
+
+def test_missing_binary(copy_without_binary: Path) -> None:
+    assert_falls_back(copy_without_binary, "no binary was built: the extension was never compiled")
+
+
+def test_missing_binary_with_a_record_of_why(copy_without_binary: Path) -> None:
+    (copy_without_binary / "fastvae" / "_no_binary.txt").write_text("no compiler\n")
+    assert_falls_back(copy_without_binary, "no binary was built: no compiler")
+
+
+def test_broken_binary(copy_without_binary: Path) -> None:
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    (copy_without_binary / "fastvae" / f"_C{suffix}").write_bytes(b"not a library")
+    assert_falls_back(copy_without_binary, "the binary does not load: ImportError")
+
+
+def test_binary_for_another_python(copy_without_binary: Path) -> None:
+    name = "_C.cpython-27-pdp11.so"
+    (copy_without_binary / "fastvae" / name).write_bytes(b"")
+    assert_falls_back(
+        copy_without_binary, f"the binary does not load: {name} is for another Python"
+    )
+
+
+def test_info_says_what_to_do_without_a_binary(copy_without_binary: Path) -> None:
+    code = "import sys; from fastvae.cli import main; sys.exit(main(['info', '--json']))"
+    done = run(code, copy_without_binary, FASTVAE_BACKEND="reference")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["build"] is None
+    assert "compiler" in report["advice"][0]
+    assert done.stderr == ""  # the reference was asked for
+
+
+# ---- info ----------------------------------------------------------------------------------------
+
+
+def test_info_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == fastvae.info()
+    assert report["build"]["compiler"]
+    assert report["build"]["torch_built"]
+    assert report["cpu_capability"] in report["build"]["instruction_sets"]
+    assert report["torch"] == torch.__version__
+    assert report["threads"] == torch.get_num_threads()
+
+
+def test_info_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "native (the binary loaded)" in text
+    assert torch.__version__ in text
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "runs"),
+    [
+        ("9.0", ["8.0", "9.0"], True),
+        ("8.9", ["8.0"], True),
+        ("8.0", ["8.6"], False),
+        ("9.0", ["8.0"], False),
+        ("12.1", ["9.0", "12.0+PTX"], True),
+        ("13.0", ["12.0+PTX"], True),
+        ("7.5", ["8.0", "12.0+PTX"], False),
+        ("9.0", ["9.0a"], True),
+    ],
+)
+def test_advice_about_architectures(capability: str, archs: list[str], runs: bool) -> None:
+    devices = [{"name": "GPU", "capability": capability}]
+    advice = backend._advice({"cuda_archs": archs}, devices)
+    assert (advice == []) == runs
+    if not runs:
+        assert f"TORCH_CUDA_ARCH_LIST={capability}" in advice[0]
+
+
+def test_advice_about_a_binary_without_cuda() -> None:
+    devices = [{"name": "GPU", "capability": "9.0"}]
+    assert "nvcc" in backend._advice({"cuda_archs": None}, devices)[0]
+    assert backend._advice({"cuda_archs": None}, []) == []

@@ -1,0 +1,110 @@
+"""The CUDA loops, compiled for the CPU (tests/cuda_on_host): they give what the CPU's own loops give.
+
+With FASTVAE_SANITIZE=1 everything here runs under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_on_host import build
+from cuda_on_host.bits import bits
+
+import fastvae
+
+HERE = Path(__file__).parent
+SANITIZE = os.environ.get("FASTVAE_SANITIZE") == "1"
+TABLES = ("values", "gradients", "noise", "packed", "broadcasting", "extremes")
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="fibers and linking are those of Linux"),
+    pytest.mark.skipif(shutil.which(build.CXX) is None, reason=f"there is no {build.CXX}"),
+    pytest.mark.skipif(not fastvae.backend.native_enabled(), reason="nothing to compare with"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return build.build(SANITIZE)
+
+
+def run(folder: Path, *command: object, **settings: str) -> str:
+    """The output of a command to which `import fastvae` means the package in `folder`."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=build.environment(folder) | settings,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-20000:]
+    return done.stdout
+
+
+def bits_in(folder: Path, file: Path, **settings: str) -> dict[str, np.ndarray]:
+    run(folder, sys.executable, HERE / "cuda_on_host" / "bits.py", file, **settings)
+    with np.load(file) as found:
+        return {name.replace("|", "/"): found[name] for name in found}
+
+
+def different(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not np.array_equal(a[name], b[name])]
+
+
+@pytest.fixture(scope="module")
+def on_host(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    return bits_in(folder, tmp_path_factory.mktemp("bits") / "bits.npz")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table(name: str, folder: Path) -> None:
+    options = ("-q", "-x", "-p", "no:cacheprovider", "-c", build.ROOT / "pyproject.toml")
+    output = run(folder, sys.executable, "-m", "pytest", *options, HERE / f"test_{name}.py")
+    assert "passed" in output
+
+
+def test_element_by_element_the_same_bits_as_the_cpu(on_host: dict[str, np.ndarray]) -> None:
+    differing = different(bits(), on_host)
+    assert [name for name in differing if name.startswith("each")] == []
+    # Sums are taken in another order: had all been equal, one binary would have computed both.
+    assert [name for name in differing if name.startswith("sum")] != []
+
+
+@pytest.mark.parametrize("blocks", ["1", "3"])
+@pytest.mark.parametrize("reversed_order", ["0", "1"])
+def test_grid_and_order_change_nothing(
+    blocks: str, reversed_order: str, folder: Path, on_host: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    settings = {"CUDA_ON_HOST_BLOCKS": blocks, "CUDA_ON_HOST_REVERSED": reversed_order}
+    assert different(on_host, bits_in(folder, tmp_path / "bits.npz", **settings)) == []
+
+
+def test_elements_past_two_to_the_31(folder: Path) -> None:
+    assert run(folder, folder / "far") == "right\n"
+
+
+# ---- The stand-in for CUDA itself ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reversed_order", ["0", "1"])
+def test_barriers_hold_and_missing_ones_show(reversed_order: str, folder: Path) -> None:
+    output = run(folder, folder / "barriers", CUDA_ON_HOST_REVERSED=reversed_order)
+    found = dict(line.split(": ", 1) for line in output.splitlines())
+    assert found["both barriers"] == found["both barriers again"] == "right"
+    assert found["no first barrier"] == found["no second barrier"] == "wrong"
+    for name, problem in (
+        ("one thread ends early", "waits at __syncthreads"),
+        ("one lane ends early", "waits at __shfl_xor_sync"),
+        ("one lane makes a round more", "waits at __shfl_xor_sync"),
+        ("warps at two barriers", "waits at __syncthreads"),
+    ):
+        assert problem in found[name]
+        assert ", but thread" in found[name]

@@ -1,0 +1,198 @@
+"""`DiagonalGaussian` is `Independent(Normal)`, over the fused ops."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from cases import PARAMS, from_logvar, same_bits
+from torch.distributions import Independent, Normal, kl_divergence
+
+import fastvae
+from fastvae import DiagonalGaussian
+
+SHAPES = ((), (5,), (4, 6), (2, 4, 3, 5))
+
+
+def pair(
+    shape: tuple[int, ...], param: str = "logvar", event_ndim: int | None = None, seed: int = 0
+) -> tuple[DiagonalGaussian, Independent]:
+    generator = torch.Generator().manual_seed(seed)
+    mu, logvar = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in "ms")
+    ours = DiagonalGaussian(mu, from_logvar(logvar, param), param=param, event_ndim=event_ndim)
+    return ours, Independent(Normal(mu, (logvar / 2).exp()), ours.event_ndim)
+
+
+def cases() -> list[tuple[tuple[int, ...], str, int | None]]:
+    return [
+        (shape, param, event_ndim)
+        for shape in SHAPES
+        for param in PARAMS
+        for event_ndim in (None, *range(len(shape) + 1))
+    ]
+
+
+each_param = pytest.mark.parametrize("param", PARAMS)
+
+
+def test_same_as_independent_normal() -> None:
+    for case in cases():
+        ours, theirs = pair(*case)
+        assert ours.batch_shape == theirs.batch_shape
+        assert ours.event_shape == theirs.event_shape
+        assert ours.has_rsample
+        x = torch.randn(3, *case[0], dtype=torch.float64)
+        for name in ("mean", "mode", "stddev", "variance"):
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
+        torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x))
+        torch.testing.assert_close(ours.log_prob(x[0]), theirs.log_prob(x[0]))
+        torch.testing.assert_close(ours.entropy(), theirs.entropy())
+        for sample_shape in ((), (7,), (2, 3)):
+            assert ours.sample(sample_shape).shape == theirs.sample(sample_shape).shape
+            assert ours.rsample(sample_shape).shape == theirs.rsample(sample_shape).shape
+        assert ours.support.event_dim == theirs.support.event_dim
+        assert torch.equal(ours.support.check(x), theirs.support.check(x))
+
+
+def test_kl_is_registered_and_the_same() -> None:
+    for case in cases():
+        ours, theirs = pair(*case)
+        prior, their_prior = pair(*case, seed=1)
+        standard = Independent(
+            Normal(torch.zeros_like(theirs.mean), torch.ones_like(theirs.mean)), ours.event_ndim
+        )
+        torch.testing.assert_close(kl_divergence(ours, prior), kl_divergence(theirs, their_prior))
+        torch.testing.assert_close(ours.kl(prior), kl_divergence(theirs, their_prior))
+        torch.testing.assert_close(ours.kl(), kl_divergence(theirs, standard))
+
+
+@each_param
+def test_prior_of_another_parameterization(param: str) -> None:
+    ours, theirs = pair((4, 6))
+    prior, their_prior = pair((4, 6), param, seed=1)
+    torch.testing.assert_close(ours.kl(prior), kl_divergence(theirs, their_prior))
+    torch.testing.assert_close(prior.kl(ours), kl_divergence(their_prior, theirs))
+
+
+def test_expand() -> None:
+    for shape, batch in (((1, 6), (5,)), ((6,), (3, 6)), ((2, 4, 3), (7, 2))):
+        ours, theirs = pair(shape, event_ndim=None if len(shape) > 1 else 0)
+        wide, their_wide = ours.expand(batch), theirs.expand(batch)
+        assert wide.batch_shape == their_wide.batch_shape
+        assert wide.event_shape == their_wide.event_shape
+        x = torch.randn(*batch, *ours.event_shape, dtype=torch.float64)
+        torch.testing.assert_close(wide.log_prob(x), their_wide.log_prob(x))
+        torch.testing.assert_close(wide.entropy(), their_wide.entropy())
+        assert wide.rsample().shape == x.shape
+
+
+def test_the_standard_normal_from_numbers() -> None:
+    prior = DiagonalGaussian(0.0, 0.0)
+    assert prior.mean == 0
+    assert prior.stddev == 1
+    ours, _ = pair((4, 6), event_ndim=0)
+    single = DiagonalGaussian(ours.mu.float(), ours.logvar.float(), event_ndim=0)
+    torch.testing.assert_close(single.kl(prior), single.kl())
+
+
+def test_sample_has_no_gradient_and_rsample_has() -> None:
+    mu = torch.zeros(4, 6, requires_grad=True)
+    q = DiagonalGaussian(mu, mu)
+    assert not q.sample().requires_grad
+    assert q.rsample().requires_grad
+
+
+def test_the_ops_are_those_of_the_package(device: torch.device) -> None:
+    mu, s = (torch.randn(4, 6, device=device) for _ in "ms")
+    q = DiagonalGaussian(mu, s)
+    prior = DiagonalGaussian(s, mu)
+    assert same_bits(q.rsample((2,), seed=3), fastvae.rsample(mu, s, sample_shape=(2,), seed=3))
+    assert same_bits(q.kl(), fastvae.kl_divergence(mu, s))
+    assert same_bits(q.kl(prior), fastvae.kl_divergence(mu, s, s, mu))
+    for ours, theirs in (
+        (q.rsample_kl(seed=3), fastvae.rsample_kl(mu, s, seed=3)),
+        (q.rsample_kl(prior, seed=3), fastvae.rsample_kl(mu, s, s, mu, seed=3)),
+    ):
+        assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
+    torch.manual_seed(1)
+    first = q.sample()
+    torch.manual_seed(1)
+    assert torch.equal(q.rsample(), first)
+
+
+# ---- Keeping, copying, refusing ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pair", "packed", "packed and used"])
+def test_pickle_and_deepcopy(kind: str) -> None:
+    params = torch.randn(4, 12)
+    if kind == "pair":
+        q = DiagonalGaussian(*params.chunk(2, 1))
+    else:
+        q = DiagonalGaussian.from_params(params)
+    if kind == "packed and used":
+        q.log_prob(torch.zeros(4, 6))
+    buffer = io.BytesIO()
+    torch.save(q, buffer)
+    buffer.seek(0)
+    for twin in (
+        pickle.loads(pickle.dumps(q)),
+        copy.deepcopy(q),
+        copy.copy(q),
+        torch.load(buffer, weights_only=False),
+    ):
+        assert repr(twin) == repr(q)
+        assert torch.equal(twin.kl(), q.kl())
+        assert torch.equal(twin.mean, q.mean)
+        assert torch.equal(twin.rsample(seed=1), q.rsample(seed=1))
+
+
+def test_validation_is_off_unless_asked_for() -> None:
+    value = torch.full((4, 6), torch.nan)
+    mu = torch.zeros(4, 6)
+    assert DiagonalGaussian(mu, mu).log_prob(value).isnan().all()
+    with pytest.raises(ValueError, match="within the support"):
+        DiagonalGaussian(mu, mu, validate_args=True).log_prob(value)
+
+
+def test_unknown_attributes_raise() -> None:
+    for q in (DiagonalGaussian(0.0, 0.0), DiagonalGaussian.from_params(torch.zeros(2), 0)):
+        with pytest.raises(AttributeError, match="no attribute 'sigma'"):
+            _ = q.sigma
+
+
+def test_bad_arguments() -> None:
+    params = torch.zeros(4, 6)
+    q = DiagonalGaussian.from_params(params)
+    for call, kind, message in (
+        (lambda: DiagonalGaussian.from_params(params[:, :5]), ValueError,
+         r"^params has shape \[4, 5\]; want an even size along dimension 1"),
+        (lambda: DiagonalGaussian.from_params(params, 2), ValueError, r"^dim is 2; want"),
+        (lambda: DiagonalGaussian.from_params(params, -3), ValueError, r"^dim is -3; want"),
+        (lambda: DiagonalGaussian.from_params(torch.zeros(6)), ValueError, r"^dim is 1; want"),
+        (lambda: DiagonalGaussian.from_params(params.int()), TypeError, r"^params has dtype"),
+        (lambda: DiagonalGaussian.from_params("x"), TypeError, r"^params is a str; want a tensor"),
+        (lambda: DiagonalGaussian.from_params(params, param="x"), ValueError, r"^param is 'x'"),
+        (lambda: DiagonalGaussian.from_params(params, event_ndim=3), ValueError,
+         r"^event_ndim is 3; want 0 to 2"),
+        (lambda: DiagonalGaussian(params, params[:3]), ValueError, r"^shapes do not broadcast"),
+        (lambda: DiagonalGaussian(params, params.double()), TypeError, r"^logvar has dtype"),
+        (lambda: DiagonalGaussian(params, params, param="x"), ValueError, r"^param is 'x'"),
+        (lambda: DiagonalGaussian(params, params, event_ndim=-1), ValueError, r"^event_ndim is -1"),
+        (lambda: q.kl(params), TypeError, r"^prior is a Tensor; want a DiagonalGaussian or None$"),
+        (lambda: q.rsample_kl(Normal(0.0, 1.0)), TypeError, r"^prior is a Normal; want"),
+        (lambda: q.kl(DiagonalGaussian.from_params(params, event_ndim=0)), ValueError,
+         r"^prior has event_ndim 0; want this distribution's, 1$"),
+        (lambda: q.kl(DiagonalGaussian(params.double(), 0.0)), TypeError, r"^prior_mu has dtype"),
+        (lambda: q.rsample(seed=torch.zeros(3, dtype=torch.int64)), ValueError,
+         r"^seed has shape \[3\]; want \[\], or \[4\]"),
+        (lambda: q.rsample_kl(seed=1, generator=torch.Generator()), ValueError,
+         r"^seed and generator are both given"),
+        (lambda: q.rsample((-1,)), ValueError, r"^sample_shape is \[-1\]"),
+        (lambda: q.log_prob(torch.zeros(3, 3)), ValueError, r"^shapes do not broadcast: x"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=message):
+            call()

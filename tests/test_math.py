@@ -1,0 +1,118 @@
+"""The elementary functions of csrc/math.h keep the error bounds that are written there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mpmath
+import numpy as np
+import pytest
+
+from fastvae import _C
+
+FUNCTIONS = ("exp", "expm1", "exp_tail", "log")
+BOUNDS = {  # units in the last place
+    np.float32: dict(zip(FUNCTIONS, (1.0, 1.5, 8.0, 1.0), strict=True)),
+    np.float64: dict(zip(FUNCTIONS, (1.0, 2.5, 10.0, 1.0), strict=True)),
+}
+DOORS: dict[type, Callable[[np.ndarray], tuple[np.ndarray, ...]]] = {
+    np.float32: _C._elementary_float,
+    np.float64: _C._elementary_double,
+}
+RIGHT: dict[str, Callable[[mpmath.mpf], mpmath.mpf]] = {
+    "exp": mpmath.exp,
+    "expm1": mpmath.expm1,
+    "exp_tail": lambda t: mpmath.expm1(t) - t,
+    "log": mpmath.log,
+}
+each_real = pytest.mark.parametrize("real", DOORS, ids=lambda real: real.__name__)
+each_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def evaluate(name: str, x: np.ndarray) -> np.ndarray:
+    return DOORS[x.dtype.type](x)[FUNCTIONS.index(name)]
+
+
+def domain(name: str, real: type) -> np.ndarray:
+    """Points over the whole domain, dense where the formulas change."""
+    rng = np.random.default_rng(0)
+    info = np.finfo(real)
+    if name == "log":
+        exponents = rng.uniform(np.log2(float(info.tiny)), np.log2(float(info.max)), 4000)
+        near_one = 1 + rng.uniform(-1, 1, 2000) * 10.0 ** rng.uniform(-8, 0, 2000)
+        subnormal = float(info.smallest_subnormal) * rng.integers(1, 2**20, 500)
+        edges = np.array([0.5**0.5, 2**0.5, 1, float(info.tiny), float(info.max)])
+        x = np.concatenate([2.0**exponents, near_one, subnormal, edges])
+    else:
+        bottom, top = np.log(float(info.tiny)), np.log(float(info.max))
+        tiny = 10.0 ** rng.uniform(-15 if real is np.float32 else -100, 0, 3000)
+        around = np.log(2) / 2 * rng.integers(-9, 10, 2000) + rng.normal(0, 1e-3, 2000)
+        x = np.concatenate([rng.uniform(bottom, top, 4000), tiny, -tiny, around])
+        worst = rng.uniform(0.3, 0.5, 2000)
+        x = np.concatenate([x, rng.uniform(-3, 3, 1000), worst, -worst])
+    return x.astype(real)
+
+
+def errors(results: np.ndarray, name: str, x: np.ndarray) -> np.ndarray:
+    """In units in the last place of the right result, against 60 digits (the tail cancels)."""
+    with mpmath.workdps(250):
+        right = [RIGHT[name](mpmath.mpf(float(t))) for t in x]
+        spacing = np.spacing(np.abs(np.array([float(y) for y in right], x.dtype)))
+        return np.array(
+            [
+                float(abs(mpmath.mpf(float(y)) - z) / float(ulp))
+                for y, z, ulp in zip(results, right, spacing, strict=True)
+            ]
+        )
+
+
+@each_real
+@each_function
+def test_error_bounds(real: type, name: str) -> None:
+    x = domain(name, real)
+    found = errors(evaluate(name, x), name, x)
+    worst = found.argmax()
+    assert found[worst] <= BOUNDS[real][name], f"{name}({x[worst]!r}) is off by {found[worst]} ulp"
+
+
+@each_real
+@each_function
+def test_error_bounds_reject_what_is_just_outside(real: type, name: str) -> None:
+    x = domain(name, real)[:200]
+    y = evaluate(name, x)
+    off = y + np.spacing(np.abs(y)) * real(2 * BOUNDS[real][name])
+    assert errors(off, name, x).max() > BOUNDS[real][name]
+
+
+@each_real
+def test_exp_where_the_result_leaves_the_normal_range(real: type) -> None:
+    info = np.finfo(real)
+    x = np.linspace(np.log(float(info.smallest_subnormal)) - 2, np.log(float(info.tiny)), 500)
+    x = x.astype(real)
+    assert errors(evaluate("exp", x), "exp", x).max() <= 1
+    largest = np.log(info.max).astype(real)
+    below = np.array([np.nextafter(largest, real(0))])
+    assert errors(evaluate("exp", below), "exp", below)[0] <= 1
+    assert np.isposinf(evaluate("exp", np.array([largest * real(1.0001)])))
+
+
+@each_real
+def test_special_values(real: type) -> None:
+    inf, nan, huge, tiny = np.inf, np.nan, np.finfo(real).max, np.finfo(real).smallest_subnormal
+    x = np.array([0.0, -0.0, inf, -inf, nan, huge, -huge, tiny, -tiny], real)
+    special = {
+        "exp": [1, 1, inf, 0, nan, inf, 0, 1, 1],
+        "expm1": [0, 0, inf, -1, nan, inf, -1, tiny, -tiny],
+        "exp_tail": [0, 0, inf, inf, nan, inf, huge, 0, 0],
+        "log": [-inf, -inf, inf, nan, nan, np.log(huge), nan, np.log(tiny), nan],
+    }
+    for name, right in special.items():
+        np.testing.assert_allclose(
+            evaluate(name, x), np.array(right, real), rtol=np.finfo(real).eps, err_msg=name
+        )
+
+
+@each_real
+def test_the_tail_is_never_negative(real: type) -> None:
+    x = np.concatenate([domain("exp_tail", real), np.linspace(-2, 2, 100001).astype(real)])
+    assert (evaluate("exp_tail", x) >= 0).all()
