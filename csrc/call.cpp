@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 namespace fastvae {
 namespace {
@@ -131,7 +132,7 @@ Dims Call::spread(const Operand& operand, const Dims& strides) const {
 }
 
 void Call::finish_shape() {
-  if (!order_.empty() || !shape_.empty()) return;
+  if (std::exchange(has_shape_, true)) return;
   Dims base;
   for (const Operand& input : inputs_) {
     if (input.sizes.size() > base.size())

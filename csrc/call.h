@@ -114,6 +114,7 @@ class Call {
   Dims sample_shape_;
   int64_t event_ndim_ = -1;  // -1: the op sums nothing
 
+  bool has_shape_ = false;  // finish_shape() has run
   Dims shape_;              // common, the sample shape in front; set by finish_shape()
   std::vector<int> order_;  // of the dimensions in memory, outermost first
   int64_t numel_ = 1;

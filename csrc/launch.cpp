@@ -34,6 +34,7 @@ bool Call::collapse(const Step& step) {
     Dims strides;
     Layout* layout;
     Operand* operand;  // none: not in memory
+    bool output = false;
   };
   std::vector<Column> columns;
   const size_t rank = shape_.size();
@@ -44,7 +45,7 @@ bool Call::collapse(const Step& step) {
   for (size_t k = 0; k < gradients_.size(); ++k)
     if (gradients_[k])
       columns.push_back(
-          {gradients_[k]->operand.strides, &plan_.output[k].layout, &gradients_[k]->operand});
+          {gradients_[k]->operand.strides, &plan_.output[k].layout, &gradients_[k]->operand, true});
   if (grad_value_) columns.push_back({grad_value_->strides, &plan_.row_grad.layout, &*grad_value_});
 
   const Dims event(shape_.end() - std::max<int64_t>(event_ndim_, 0), shape_.end());
@@ -91,6 +92,14 @@ bool Call::collapse(const Step& step) {
   if (sizes.empty()) {
     sizes.push_back(1);
     strides.emplace_back(columns.size(), 0);
+  }
+  // The gradients of packed halves of one element each lie two apart. They cannot be replaced by a
+  // dense copy as an input can: every element is then a piece of its own.
+  for (size_t c = 0; c < columns.size(); ++c) {
+    if (!columns[c].output || strides.back()[c] <= 1) continue;
+    sizes.push_back(1);
+    strides.emplace_back(columns.size(), 0);
+    break;
   }
   const bool too_many = sizes.size() > kMaxDims + 1;
   bool done = true;

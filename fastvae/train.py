@@ -64,8 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=whole,
         default=1,
-        help="of the CPU; more pay for large models, change the rounding and suffer on a busy machine "
-        "(default: 1)",
+        help="of the CPU; more pay for large models only, and change the rounding (default: 1)",
     )
     parser.add_argument(
         "--out", type=Path, help="folder of the run (default: a new one, such as runs/digits-2)"
@@ -106,7 +105,7 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.backend is not None:
             attempt("--backend", stack.enter_context, use_backend(arguments.backend))
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(arguments.threads)
+        torch.set_num_threads(arguments.threads)  # 1 is as fast for digits, also on a busy machine
         trainer = Trainer(settings, dataset.x, device)
         if state is None:
             folder = attempt("--out", _new_run, folder, settings.data)
@@ -170,12 +169,8 @@ def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
             bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
             row = trainer.run_epoch(bar.update)
             save()
-            bar.set_postfix(
-                elbo=f"{row['heldout_elbo']:.2f}",
-                rate=f"{row['heldout_rate']:.2f}",
-                distortion=f"{row['heldout_distortion']:.2f}",
-                refresh=False,
-            )
+            shown = {key: f"{row[f'heldout_{key}']:.2f}" for key in ("elbo", "rate", "distortion")}
+            bar.set_postfix(shown, refresh=False)
 
 
 # ---- From arguments to what they mean ------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The CUDA loops, compiled for the CPU (tests/cuda_on_host): they give what the CPU's own loops give.
+"""The CUDA loops, compiled for the CPU (tests/cuda_on_host), give what the CPU's own loops give.
 
 With FASTVAE_SANITIZE=1 everything here runs under AddressSanitizer and UndefinedBehaviorSanitizer.
 """
@@ -40,11 +40,10 @@ def run(folder: Path, *command: object, **settings: str) -> str:
         [str(word) for word in command],
         env=build.environment(folder) | settings,
         cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout[-20000:]
+    assert done.returncode == 0, f"{done.stdout[-10000:]}\n{done.stderr[-10000:]}"
     return done.stdout
 
 
@@ -78,8 +77,7 @@ def test_element_by_element_the_same_bits_as_the_cpu(on_host: dict[str, np.ndarr
     assert [name for name in differing if name.startswith("sum")] != []
 
 
-@pytest.mark.parametrize("blocks", ["1", "3"])
-@pytest.mark.parametrize("reversed_order", ["0", "1"])
+@pytest.mark.parametrize(("blocks", "reversed_order"), [("1", "0"), ("3", "1")])
 def test_grid_and_order_change_nothing(
     blocks: str, reversed_order: str, folder: Path, on_host: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

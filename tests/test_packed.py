@@ -19,6 +19,8 @@ PACKED = {  # shape of params, dim
     "last": ((3, 4, 10), -1),
     "image": ((3, 8, 5, 6), 1),
     "channels_last": ((3, 8, 5, 6), 1),
+    "one element each": ((7, 2), 1),  # the halves lie two apart
+    "channels_last, one channel each": ((3, 2, 5, 6), 1),
     "empty": ((0, 6), 1),
 }
 
@@ -28,7 +30,7 @@ def packed(name: str, dtype: torch.dtype, device: torch.device, seed: int = 0) -
     generator = torch.Generator().manual_seed(seed)
     params = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
     params = params.to(device, dtype)
-    if name == "channels_last":
+    if name.startswith("channels_last"):
         params = params.contiguous(memory_format=torch.channels_last)
     return params.requires_grad_()
 

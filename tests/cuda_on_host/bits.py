@@ -1,8 +1,8 @@
 """Every bit that the kernels give for a small table of cases, to compare between builds of them.
 
 `python bits.py FILE` writes them. Names that begin with "each" are of results whose elements are
-computed one by one: all devices and grids agree on them. Others are sums, which every device adds up
-in an order of its own.
+computed one by one: all devices and grids agree on them. Others are sums, which every device adds
+up in an order of its own.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch.utils import cpp_extension
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CXX = os.environ.get("CXX") or "c++"
-SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
+SANITIZE = "-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 SOURCES = [
     *ROOT.glob("csrc/*.cpp"),
     *ROOT.glob("csrc/cuda/*.cu"),

@@ -64,11 +64,12 @@ class Block {
     const unsigned first = threadIdx.x / size * size;
     const Barrier here = now().barrier = {name, line, first, first + size};
     now().state = State::waiting;
-    const auto begin = threads_.begin() + here.first, end = threads_.begin() + here.last;
-    if (std::all_of(begin, end, [&](const Thread& t) { return t.waits_at(here); }))
-      std::for_each(begin, end, [](Thread& t) { t.state = State::ready; });
-    else
-      leave(*now().fiber);
+    // Whoever is last in order first: mostly, that one settles it.
+    bool complete = true;
+    for (unsigned i = 0; complete && i < size; ++i)
+      complete = threads_[first + (reversed_ ? i : size - 1 - i)].waits_at(here);
+    if (!complete) return leave(*now().fiber);
+    for (unsigned i = 0; i < size; ++i) threads_[first + i].state = State::ready;
   }
 
   // Gives `value` to the other lanes of the warp, for that of lane `lane ^ mask`.
