@@ -195,8 +195,12 @@ void Call::finish_order() {
   const Dims& strides = inputs_[0].strides;
   for (size_t d = lead_; d < shape_.size(); ++d)
     if (shape_[d] > 1 && strides[d] == 0) return;
-  // Dimensions of size 1 have no place of their own; they go where they disturb nothing.
-  const auto key = [&](int d) { return shape_[d] == 1 ? INT64_MAX : strides[d]; };
+  // Dimensions of size 1 have no place of their own and go where they disturb nothing, but for that
+  // of packed halves, which is 2 in the gradient.
+  const auto key = [&](int d) {
+    if (d == inputs_[0].packed_dim) return inputs_[0].tensor->stride(d);
+    return shape_[d] == 1 ? INT64_MAX : strides[d];
+  };
   std::stable_sort(order_.begin() + lead_, order_.end(),
                    [&](int a, int b) { return key(a) > key(b); });
 }
