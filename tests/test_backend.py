@@ -19,11 +19,17 @@ from fastvae import backend, cli
 PACKAGE = Path(fastvae.__file__).parent
 
 
+# An editable installation answers for fastvae._C wherever fastvae itself was found.
+NO_EDITABLE_FINDER = """import sys
+sys.meta_path = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
+"""
+
+
 def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Python in which `import fastvae` finds the package in `cwd`."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTVAE_")}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", NO_EDITABLE_FINDER + code],
         cwd=cwd,
         env=clean | {"PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,

@@ -1,8 +1,7 @@
-#include "dispatch.h"
-
 #include <stdexcept>
 #include <string>
 
+#include "dispatch.h"
 #include "kernels.h"
 
 // Only a torch with CUDA has this function; weak, so that the binary loads under one without.

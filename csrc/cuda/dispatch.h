@@ -9,7 +9,8 @@ namespace fastvae {
 
 #ifdef USE_CUDA
 constexpr bool kHasCuda = true;
-// On `device`, which must be current, and its current stream. `op` names the op if the launch fails.
+// On `device`, which must be current, and its current stream. `op` names the op if the launch
+// fails.
 void run_on_cuda(const char* op, int device, int step, DType dtype, const Plan& plan);
 // As add_on_cpu.
 void add_on_cuda(const char* op, int device, DType accumulate, const void* from, int64_t stride,

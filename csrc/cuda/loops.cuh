@@ -1,10 +1,10 @@
 // The CUDA loop: a map over elements, with the value summed over rows.
 //
-// A group of threads, a warp or a whole block, takes one unit of the plan at a time. Its threads share
-// out the unit's accesses: `kWidth` neighbouring elements of one piece, 16 bytes or more, which start
-// on a multiple of four columns of the noise stream so that no Philox call is made twice. Elements of
-// an access that lie outside the piece, and accesses that memory does not align, are handled one by
-// one.
+// A group of threads, a warp or a whole block, takes one unit of the plan at a time. Its threads
+// share out the unit's accesses: `kWidth` neighbouring elements of one piece, 16 bytes or more,
+// which start on a multiple of four columns of the noise stream so that no Philox call is made
+// twice. Elements of an access that lie outside the piece, and accesses that memory does not align,
+// are handled one by one.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -20,7 +20,7 @@ namespace fastvae {
 constexpr int kBlockThreads = 256;
 constexpr int kWarp = 32;
 
-// ---- Elements in memory --------------------------------------------------------------------------
+// ---- Elements in memory ------------------------------------------------------------------------
 
 template <class T>
 struct AccumulateOf {
@@ -50,7 +50,7 @@ struct alignas(16) Packet {
 // A thread's view of one access: which of its elements exist, and where they lie.
 template <int N>
 struct Access {
-  int64_t start;  // of element 0 inside the piece; may be negative
+  int64_t start;    // of element 0 inside the piece; may be negative
   int first, last;  // elements that exist
 
   __device__ bool whole() const { return first == 0 && last == N; }
@@ -91,7 +91,8 @@ __device__ void store(const Output& output, int64_t offset, const Access<N>& at,
     if (e >= at.first && e < at.last) narrow(x[e], p[e]);
 }
 
-__device__ inline int64_t offset_at(const Layout& layout, const int64_t (&index)[kMaxDims], int dims) {
+__device__ inline int64_t offset_at(const Layout& layout, const int64_t (&index)[kMaxDims],
+                                    int dims) {
   int64_t offset = 0;
 #pragma unroll
   for (int d = 0; d < kMaxDims; ++d)
@@ -99,7 +100,7 @@ __device__ inline int64_t offset_at(const Layout& layout, const int64_t (&index)
   return offset;
 }
 
-// ---- Noise -----------------------------------------------------------------------------------------
+// ---- Noise -------------------------------------------------------------------------------------
 
 // The normals of an access to a piece that begins at `row`, `column`, `sample`.
 template <int N>
@@ -143,7 +144,7 @@ __device__ void draw(const Noise& noise, int64_t row, int64_t column, int64_t sa
   }
 }
 
-// ---- The loop ----------------------------------------------------------------------------------------
+// ---- The loop ----------------------------------------------------------------------------------
 
 // One thread's part of a unit, and its part of the unit's sum.
 template <class Op, class T>
@@ -184,10 +185,8 @@ __device__ Accumulate<T> unit_part(const Plan& plan, int64_t unit, int thread, i
     A in[I > 0 ? I : 1][kWidth], out[O > 0 ? O : 1][kWidth], grad[kWidth] = {}, value[kWidth] = {};
     float eps[kWidth] = {};
 #pragma unroll
-    for (int k = 0; k < I; ++k)
-      load<T>(plan.input[k], offset(plan.input[k].layout), at, in[k]);
-    if constexpr (kStep.row_grad)
-      load<A>(plan.row_grad, offset(plan.row_grad.layout), at, grad);
+    for (int k = 0; k < I; ++k) load<T>(plan.input[k], offset(plan.input[k].layout), at, in[k]);
+    if constexpr (kStep.row_grad) load<A>(plan.row_grad, offset(plan.row_grad.layout), at, grad);
     if constexpr (kStep.noise)
       draw(plan.noise, offset(plan.noise.row), column, offset(plan.noise.sample), at, eps);
 #pragma unroll
@@ -209,8 +208,7 @@ __device__ Accumulate<T> unit_part(const Plan& plan, int64_t unit, int thread, i
         store<A>(output, offset(output.layout), at, out[k]);
     }
     if constexpr (kStep.value)
-      if (plan.value.mode == Mode::full)
-        store<A>(plan.value, offset(plan.value.layout), at, value);
+      if (plan.value.mode == Mode::full) store<A>(plan.value, offset(plan.value.layout), at, value);
   }
   return sum;
 }

@@ -32,7 +32,8 @@ __global__ void one_lane_ends_early(int* out) {
 }
 
 __global__ void one_lane_makes_a_round_more(int* out) {
-  for (unsigned i = 0; i < 1 + (threadIdx.x == 40); ++i) out[threadIdx.x] = __shfl_xor_sync(~0u, 1, 1);
+  for (unsigned i = 0; i < 1 + (threadIdx.x == 40); ++i)
+    out[threadIdx.x] = __shfl_xor_sync(~0u, 1, 1);
 }
 
 __global__ void warps_at_two_barriers(int*) {

@@ -1,7 +1,7 @@
-"""Builds fastvae with its CUDA loops compiled for the CPU, which then compute on CPU tensors.
+"""Builds a fastvae whose CUDA loops are compiled for the CPU and compute on CPU tensors.
 
-`python build.py` compiles what changed and prints the folder that holds the package; `--sanitize`
-builds another with AddressSanitizer and UndefinedBehaviorSanitizer, which needs `environment()`.
+`python build.py` compiles what changed and prints the folder that holds the package: put it into
+PYTHONPATH. `--sanitize` builds another, under AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils import cpp_extension
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CXX = os.environ.get("CXX") or "c++"
-SANITIZE = "-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+SANITIZE = "-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 SOURCES = [
     *ROOT.glob("csrc/*.cpp"),
     *ROOT.glob("csrc/cuda/*.cu"),
@@ -44,13 +44,13 @@ def build(sanitize: bool = False) -> Path:
     folder = ROOT / "build" / ("cuda_on_host_sanitized" if sanitize else "cuda_on_host")
     package = folder / "fastvae"
     package.mkdir(parents=True, exist_ok=True)
-    for old in package.glob("*.py"):
-        old.unlink()
     for file in (ROOT / "fastvae").glob("*.py"):
-        (package / file.name).symlink_to(file)
+        link = package / file.name
+        if not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
     (folder / "build.ninja").write_text(_ninja(SANITIZE if sanitize else ""))
-    scripts = sysconfig.get_path("scripts")  # where pip puts ninja
-    path = os.environ["PATH"] + os.pathsep + scripts
+    path = os.environ["PATH"] + os.pathsep + sysconfig.get_path("scripts")  # where pip puts ninja
     done = subprocess.run(
         ["ninja", "-C", folder], env=os.environ | {"PATH": path}, capture_output=True, text=True
     )
@@ -62,18 +62,19 @@ def build(sanitize: bool = False) -> Path:
 def _ninja(sanitize: str) -> str:
     macros = [
         "USE_CUDA",
-        'FASTVAE_CUDA=\\"none, on the host\\"',
-        'FASTVAE_CUDA_ARCHS=\\"\\"',
+        'FASTVAE_CUDA="none, on the host"',
+        'FASTVAE_CUDA_ARCHS=""',
         "FASTVAE_CUDA_ON_HOST",
         "TORCH_TARGET_VERSION=0x020b000000000000",
-        f'FASTVAE_TORCH_BUILT=\\"{torch.__version__}\\"',
+        f'FASTVAE_TORCH_BUILT="{torch.__version__}"',
     ]
     system = [pybind11.get_include(), *cpp_extension.include_paths(), sysconfig.get_path("include")]
     flags = [
         "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno",
+        "-U_FORTIFY_SOURCE",  # which forbids longjmp() from stack to stack
         f"-I{HERE}",  # the CUDA headers in it
         *(f"-isystem {folder}" for folder in system),
-        *(f"'-D{macro}'".replace('\\"', '"') for macro in macros),
+        *(f"'-D{macro}'" for macro in macros),
         sanitize,
     ]
     libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()]
@@ -94,7 +95,7 @@ def _ninja(sanitize: str) -> str:
 
 def environment(folder: Path) -> dict[str, str]:
     """The environment in which Python imports the package of `folder`."""
-    extra = {"PYTHONPATH": str(folder)}
+    extra = {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     if folder.name.endswith("sanitized"):
         runtime = subprocess.run(
             [CXX, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True

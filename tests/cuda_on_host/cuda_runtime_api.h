@@ -1,9 +1,11 @@
-// CUDA for the host compiler, as much of it as csrc/cuda needs: its kernels run on the CPU, in tests.
+// CUDA for the host compiler, as much of it as csrc/cuda needs: its kernels run on the CPU, in
+// tests.
 //
 // Found before the toolkit's header of this name, it lets g++ build the .cu files (-x c++). A grid
-// runs block after block. The threads of a block are fibers: one runs until it waits at a barrier,
-// then the first that can goes on, in every other block the last, so that some warps get as far ahead
-// of others as they might on a GPU. Threads that wait for each other in vain are an error, not a hang.
+// runs block after block. The threads of a block are fibers: each runs until it waits at a barrier,
+// and a warp gets as far as it can before the next begins, or, in every other block, the one before
+// it. So some warps are as far ahead of others as they might be on a GPU, and a barrier that is
+// missing shows. Threads that wait for each other in vain are an error, not a hang.
 //
 //   CUDA_ON_HOST_BLOCKS=n    no grid has more than n blocks
 //   CUDA_ON_HOST_REVERSED=1  odd blocks take the first thread first, the others the last
@@ -44,9 +46,8 @@ namespace cuda_on_host {
 
 constexpr unsigned kWarp = 32;
 
-// The block that runs.
 class Block;
-inline Block& block();
+inline Block& block();  // the one that runs
 
 class Block {
  public:
@@ -92,7 +93,7 @@ class Block {
 
     bool operator==(const Barrier&) const = default;
   };
-  // A stack to run on. It is entered once by its context, later by what it left.
+  // A stack to run on: entered once by its context, then where it was left, without system calls.
   struct Fiber {
     bool entered = false;
     jmp_buf left;
@@ -120,11 +121,11 @@ class Block {
       to = now().fiber;
     }
     if (to == &from || _setjmp(from.left)) return;
-    if (std::exchange(to->entered, true) || to == &host_) _longjmp(to->left, 1);
+    if (to == &host_ || std::exchange(to->entered, true)) _longjmp(to->left, 1);
     setcontext(&to->context);
   }
 
-  // A warp gets as far as it can, then the next, around the block.
+  // The first thread that can run, from the present warp on and around the block.
   bool begin_next() {
     const unsigned n = threads(), first = place(threadIdx.x) / kWarp * kWarp;
     for (unsigned i = 0; i < n; ++i) {
@@ -223,16 +224,16 @@ namespace fastvae {
 
 // Stands in for the one in csrc/cuda/kernels.h.
 template <class... Params, class... Args>
-cudaError_t launch_kernel(void (*kernel)(Params...), unsigned blocks, unsigned threads, cudaStream_t,
-                          const Args&... args) {
+cudaError_t launch_kernel(void (*kernel)(Params...), unsigned blocks, unsigned threads,
+                          cudaStream_t, const Args&... args) {
   static const unsigned most = cuda_on_host::setting("CUDA_ON_HOST_BLOCKS", ~0u);
   static const unsigned reversed = cuda_on_host::setting("CUDA_ON_HOST_REVERSED", 0);
   if (blocks == 0 || threads % cuda_on_host::kWarp != 0) return "invalid configuration argument";
   gridDim.x = min(blocks, most);
   for (unsigned b = 0; b < gridDim.x; ++b) {
     blockIdx.x = b;
-    const auto error = cuda_on_host::block().run(threads, (b + reversed) % 2 != 0,
-                                                 [&] { kernel(args...); });
+    const auto error =
+        cuda_on_host::block().run(threads, (b + reversed) % 2 != 0, [&] { kernel(args...); });
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

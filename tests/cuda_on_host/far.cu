@@ -1,5 +1,5 @@
-// Elements and rows past the 2^31st: the loop's index arithmetic, at both ends of tensors too large to
-// fill. Prints "right", or the first number that is not.
+// Elements and rows past the 2^31st: the loop's index arithmetic in tensors too large to fill.
+// Prints "right", or where it is not.
 #include <sys/mman.h>
 
 #include <cstdio>
