@@ -14,6 +14,19 @@ namespace fastvae {
 
 enum class DType : int { float32, float64, bfloat16, float16 };
 constexpr int kDTypes = 4;
+
+// What a type is computed and summed in.
+template <class T>
+struct AccumulateOf {
+  using type = float;
+};
+template <>
+struct AccumulateOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulate = typename AccumulateOf<T>::type;
+
 constexpr int kSteps = 12;  // the length of `Steps` in formulas.h
 
 // How the second argument s of a Gaussian is read: ln sigma = factor * s, or factor * ln s.
@@ -41,7 +54,8 @@ struct Input {
 enum class Mode : int {
   discard,  // the caller does not want it
   full,     // one element for every element of the common shape
-  reduced   // the operand was broadcast: sum into `data`, in double, in the slots described below
+  reduced   // the operand was broadcast: sum into `data`, in double, in the slots described below;
+            // CUDA writes every term, in accumulation type, and leaves the sum to the caller
 };
 
 struct Output {

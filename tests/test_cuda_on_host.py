@@ -38,7 +38,8 @@ def run(folder: Path, *command: object, **settings: str) -> str:
     """The output of a command to which `import fastvae` means the package in `folder`."""
     done = subprocess.run(
         [str(word) for word in command],
-        env=build.environment(folder) | settings,
+        # The loops run in one thread; others would only wait, and at the cost of it.
+        env=build.environment(folder) | {"OMP_NUM_THREADS": "1"} | settings,
         cwd=folder,
         capture_output=True,
         text=True,

@@ -2,6 +2,7 @@
 // order.
 #pragma once
 
+#include "../plan.h"
 #include "vec.h"
 
 namespace fastvae {
@@ -13,18 +14,6 @@ struct bfloat16 {
 struct float16 {
   uint16_t bits;
 };
-
-// What a type is computed in.
-template <class T>
-struct AccumulateOf {
-  using type = float;
-};
-template <>
-struct AccumulateOf<double> {
-  using type = double;
-};
-template <class T>
-using Accumulate = typename AccumulateOf<T>::type;
 
 using HalfRegister = RegisterOf<uint16_t, kRegisterBytes / 2>::type;
 

@@ -22,17 +22,6 @@ constexpr int kWarp = 32;
 
 // ---- Elements in memory ------------------------------------------------------------------------
 
-template <class T>
-struct AccumulateOf {
-  using type = float;
-};
-template <>
-struct AccumulateOf<double> {
-  using type = double;
-};
-template <class T>
-using Accumulate = typename AccumulateOf<T>::type;
-
 __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -157,22 +146,24 @@ __device__ Accumulate<T> unit_part(const Plan& plan, int64_t unit, int thread, i
   const int64_t row = unit / plan.units_per_row, in_row = unit % plan.units_per_row;
   const int64_t segment = in_row % plan.segments;
   const int64_t first_piece = in_row / plan.segments * plan.pieces_per_unit;
-  const int64_t pieces = min(plan.pieces_per_unit, plan.pieces_per_row - first_piece);
   const int64_t first = segment * plan.segment_size;
   const int64_t last = min(first + plan.segment_size, plan.inner);
-  // One access more than fits where the noise may start between multiples of four.
-  const int64_t accesses = (last - first + (kStep.noise ? 3 : 0) + kWidth - 1) / kWidth;
+  // A unit is small: 32 bits count what is in it. One access more than fits where the noise may
+  // start between multiples of four.
+  const int pieces = int(min(plan.pieces_per_unit, plan.pieces_per_row - first_piece));
+  const int accesses = (int(last - first) + (kStep.noise ? 3 : 0) + kWidth - 1) / kWidth;
 
   A sum = 0;
-  for (int64_t item = thread; item < pieces * accesses; item += threads) {
+  for (int item = thread; item < pieces * accesses; item += threads) {
     int64_t piece = row * plan.pieces_per_row + first_piece + item / accesses;
     int64_t index[kMaxDims] = {};
 #pragma unroll
-    for (int d = kMaxDims - 1; d >= 0; --d) {
+    for (int d = kMaxDims - 1; d > 0; --d) {
       if (d >= plan.dims) continue;
       index[d] = piece % plan.size[d];
       piece /= plan.size[d];
     }
+    index[0] = piece;
     const auto offset = [&](const Layout& layout) { return offset_at(layout, index, plan.dims); };
     const int64_t column = kStep.noise ? offset(plan.noise.column) : 0;
     const int skip = kStep.noise && plan.noise.column.inner == 1 ? int((column + first) % 4) : 0;
@@ -202,9 +193,11 @@ __device__ Accumulate<T> unit_part(const Plan& plan, int64_t unit, int thread, i
 #pragma unroll
     for (int k = 0; k < O; ++k) {
       const Output& output = plan.output[k];
-      if (output.mode == Mode::full)
+      if (output.mode == Mode::discard) continue;
+      // Of a reduced output the terms, in accumulation type, for the caller to add up.
+      if (sizeof(A) == sizeof(T) || output.mode == Mode::full)
         store<T>(output, offset(output.layout), at, out[k]);
-      else if (output.mode == Mode::reduced)  // its terms, which the caller adds up
+      else
         store<A>(output, offset(output.layout), at, out[k]);
     }
     if constexpr (kStep.value)
