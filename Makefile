@@ -2,6 +2,7 @@
 # make test     set everything up in .venv, then run the tests (options: make test ARGS="-k kl")
 # make build    compile what changed and say what was built
 # make lint     all static checks           make format   format Python, C++ and CUDA
+# make sanitize the CUDA loops, compiled for the CPU, under AddressSanitizer and UBSan
 # make gpu      build here with the torch of $(PYTHON), without .venv, and run the tests on CUDA
 # make clean    remove all that the other verbs made
 #
@@ -17,13 +18,16 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test build lint format gpu clean
+.PHONY: train test sanitize build lint format gpu clean
 
 train: $(VENV)/train.done $(VENV)/build.done
 	$(BIN)/python -m fastvae train $(ARGS)
 
 test: $(VENV)/test.done $(VENV)/build.done
 	$(BIN)/python -m pytest -q $(ARGS)
+
+sanitize: $(VENV)/test.done $(VENV)/build.done
+	FASTVAE_SANITIZE=1 $(BIN)/python -m pytest -q tests/test_cuda_on_host.py $(ARGS)
 
 build: $(VENV)/build.done
 	$(BIN)/python -m fastvae info

@@ -1,8 +1,8 @@
 """Times sampling + KL, fused against eager PyTorch: python benchmarks/rsample_kl.py
 
 Forward reads mu and logvar and writes z; backward reads the gradient of z, mu and logvar and writes
-two gradients. Both sides run in turns in one process, on random inputs, after their outputs have been
-compared; a figure is the median over rounds, and the ratio's spread is its quartiles.
+two gradients. Both sides run in turns in one process, on random inputs, after their outputs have
+been compared; a figure is the median over rounds, and the ratio's spread is its quartiles.
 """
 
 from __future__ import annotations

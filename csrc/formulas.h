@@ -224,5 +224,11 @@ using Steps = List<Rsample::Forward, Rsample::Backward, KLDivergence<2>::Forward
                    RsampleKL<2>::Forward, RsampleKL<2>::Backward, RsampleKL<4>::Forward,
                    RsampleKL<4>::Backward, GaussianLogProb::Forward, GaussianLogProb::Backward>;
 
+template <class... S>
+constexpr int length(List<S...>) {
+  return sizeof...(S);
+}
+static_assert(length(Steps{}) == kSteps);
+
 }  // namespace FASTVAE_TARGET
 }  // namespace fastvae
