@@ -154,7 +154,7 @@ def gaussian_log_prob(
     Args:
         x, mean: the data and the decoder's output.
         logvar: a number, a learned scalar, or any tensor that broadcasts (per channel, per pixel):
-            its gradient is reduced in the kernel. Read by `param`: a fixed sigma of 0.1 is
+            its gradient is reduced to its shape. Read by `param`: a fixed sigma of 0.1 is
             `gaussian_log_prob(x, mean, 0.1, param="std")`.
         event_ndim: how many trailing dimensions are summed; default all but the first.
 
