@@ -66,10 +66,7 @@ struct Step {
 };
 
 // The inputs of a step backward are those of its step forward, then the gradient of z if there is a
-// z; output k is the gradient of input k. A step's operands are read by name: `const auto& [mu, s]
-// = in;`
-template <class V, int N>
-using Values = V[N > 0 ? N : 1];
+// z; output k is the gradient of input k. Operands are read by name: `const auto& [mu, s] = in;`
 
 // ---- z = mu + sigma eps -------------------------------------------------------------------------
 
@@ -144,7 +141,7 @@ struct KLDivergence {
   struct Forward {
     static constexpr Step step{.inputs = N, .outputs = 0, .value = true};
     template <class V>
-    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V, V, Values<V, 0>&) {
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V, V, V (&)[1]) {
       return kl(scale, in);
     }
   };
@@ -193,7 +190,7 @@ struct GaussianLogProb {
   struct Forward {
     static constexpr Step step{.inputs = 3, .outputs = 0, .value = true};
     template <class V>
-    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V, V, Values<V, 0>&) {
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V, V, V (&)[1]) {
       const auto& [x, mean, s] = in;
       const V half_log_two_pi(Real<V>(0.918938533204672741780329736406));
       const V w = scale.standardize(x - mean, scale.inverse_sigma(s));
