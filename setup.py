@@ -49,7 +49,8 @@ def find_nvcc() -> str | None:
 
 
 def extension() -> Extension:
-    flags = ["-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
+    flags = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]  # the last: 10 % faster
+    flags += ["-fvisibility=hidden", "-g0"]
     cxx = ["-O3", "-std=c++20", *flags, f'-DFASTVAE_TORCH_BUILT="{torch.__version__}"', *X86]
     cu = ["-O3", "-std=c++20", "-Xcompiler=" + ",".join(flags), "--fmad=false", "-DUSE_CUDA"]
     link = ["-Wl,--no-as-needed", "-ltorch"] * (sys.platform == "linux")  # leads to libtorch_cuda

@@ -23,12 +23,16 @@ struct Scale : ScaleForm {
   FASTVAE_INLINE V log_sigma(V s) const {
     return V(factor) * (logarithmic ? s : log(s));
   }
-  // NaN below 0, as its logarithm is.
+  // `exp_h` is e^h, where a formula has it already. NaN below 0, as the logarithm is.
   template <class V>
-  FASTVAE_INLINE V sigma(V s) const {
-    if (logarithmic) return exp(V(factor) * s).exp;
+  FASTVAE_INLINE V sigma(V s, V exp_h) const {
+    if (logarithmic) return exp_h;
     if (factor == 0.5f) return sqrt(s);
     return select(s < V(0), V(Constants<Real<V>>::nan), s);
+  }
+  template <class V>
+  FASTVAE_INLINE V sigma(V s) const {
+    return sigma(s, logarithmic ? exp(V(factor) * s).exp : s);
   }
   template <class V>
   FASTVAE_INLINE V inverse_sigma(V s) const {
@@ -48,10 +52,14 @@ struct Scale : ScaleForm {
   }
   // d sigma / ds, finite at s = std = 0
   template <class V>
-  FASTVAE_INLINE V sigma_slope(V s) const {
-    if (logarithmic) return V(factor) * sigma(s);
+  FASTVAE_INLINE V sigma_slope(V s, V exp_h) const {
+    if (logarithmic) return V(factor) * exp_h;
     if (factor == 0.5f) return V(0.5) / sqrt(s);
     return select(s < V(0), V(Constants<Real<V>>::nan), V(1));
+  }
+  template <class V>
+  FASTVAE_INLINE V sigma_slope(V s) const {
+    return sigma_slope(s, logarithmic ? exp(V(factor) * s).exp : s);
   }
 };
 
@@ -63,6 +71,7 @@ struct Step {
   bool noise = false;
   bool value = false;
   bool row_grad = false;
+  int scale_input = 0;  // > 0: this input, s, is often one number, and the loop looks out for that
 };
 
 // The inputs of a step backward are those of its step forward, then the gradient of z if there is a
@@ -95,34 +104,42 @@ struct Rsample {
 
 // ---- KL(q || p), p = N(0, 1) or N(prior_mu, prior_sigma^2) --------------------------------------
 
+// The divergence, and q's sigma for those who sample too; what is not used costs nothing.
+template <class V>
+struct KL {
+  V value, sigma;
+};
+
 // to N(0, 1): 1/2 (mu^2 + e^{2h} - 1 - 2h)
 template <class V>
-FASTVAE_INLINE V kl(Scale scale, const V (&q)[2]) {
+FASTVAE_INLINE KL<V> kl(Scale scale, const V (&q)[2]) {
   const auto& [mu, s] = q;
   const Exp<V> e = exp(scale.log_sigma(s));
-  return fma(V(0.5) * mu, mu, fma(V(0.5) * e.expm1, e.expm1, e.tail));
+  return {fma(V(0.5) * mu, mu, fma(e.half_expm1, e.expm1, e.tail)), scale.sigma(s, e.exp)};
 }
 
+// Returns d sigma / ds of q.
 template <class V>
-FASTVAE_INLINE void kl_backward(Scale scale, V grad_kl, const V (&q)[2], V (&grad)[2]) {
+FASTVAE_INLINE V kl_backward(Scale scale, V grad_kl, const V (&q)[2], V (&grad)[2]) {
   const auto& [mu, s] = q;
   auto& [grad_mu, grad_s] = grad;
-  const V expm1 = exp(scale.log_sigma(s)).expm1;
+  const Exp<V> e = exp(scale.log_sigma(s));
   grad_mu = grad_kl * mu;
-  grad_s = grad_kl * (expm1 * (expm1 + V(2))) * scale.log_sigma_slope(s);
+  grad_s = grad_kl * (e.expm1 * (e.expm1 + V(2))) * scale.log_sigma_slope(s);
+  return scale.sigma_slope(s, e.exp);
 }
 
 // to p: 1/2 (e^{2d} - 1 - 2d + w^2), d = h_q - h_p, w = (mu_q - mu_p) / sigma_p
 template <class V>
-FASTVAE_INLINE V kl(Scale scale, const V (&qp)[4]) {
+FASTVAE_INLINE KL<V> kl(Scale scale, const V (&qp)[4]) {
   const auto& [mu, s, prior_mu, prior_s] = qp;
   const Exp<V> e = exp(scale.log_sigma(s) - scale.log_sigma(prior_s));
   const V w = scale.standardize(mu - prior_mu, scale.inverse_sigma(prior_s));
-  return fma(V(0.5) * w, w, fma(V(0.5) * e.expm1, e.expm1, e.tail));
+  return {fma(V(0.5) * w, w, fma(e.half_expm1, e.expm1, e.tail)), scale.sigma(s)};
 }
 
 template <class V>
-FASTVAE_INLINE void kl_backward(Scale scale, V grad_kl, const V (&qp)[4], V (&grad)[4]) {
+FASTVAE_INLINE V kl_backward(Scale scale, V grad_kl, const V (&qp)[4], V (&grad)[4]) {
   const auto& [mu, s, prior_mu, prior_s] = qp;
   auto& [grad_mu, grad_s, grad_prior_mu, grad_prior_s] = grad;
   const V expm1 = exp(scale.log_sigma(s) - scale.log_sigma(prior_s)).expm1;
@@ -133,6 +150,7 @@ FASTVAE_INLINE void kl_backward(Scale scale, V grad_kl, const V (&qp)[4], V (&gr
   grad_s = grad_kl * growth * scale.log_sigma_slope(s);
   grad_prior_mu = V(0) - grad_mu;
   grad_prior_s = V(0) - grad_kl * fma(w, w, growth) * scale.log_sigma_slope(prior_s);
+  return scale.sigma_slope(s);
 }
 
 // N = 2: the prior is N(0, 1); N = 4: it is given.
@@ -142,7 +160,7 @@ struct KLDivergence {
     static constexpr Step step{.inputs = N, .outputs = 0, .value = true};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V, V, V (&)[1]) {
-      return kl(scale, in);
+      return kl(scale, in).value;
     }
   };
   struct Backward {
@@ -163,8 +181,9 @@ struct RsampleKL {
     static constexpr Step step{.inputs = N, .outputs = 1, .noise = true, .value = true};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V, V eps, V (&out)[1]) {
-      out[0] = fma(scale.sigma(in[1]), eps, in[0]);
-      return kl(scale, in);
+      const auto [divergence, sigma] = kl(scale, in);
+      out[0] = fma(sigma, eps, in[0]);
+      return divergence;
     }
   };
   struct Backward {
@@ -175,9 +194,9 @@ struct RsampleKL {
       V gaussians[N];
       for (int i = 0; i < N; ++i) gaussians[i] = in[i];
       const V grad_z = in[N];
-      kl_backward(scale, grad_kl, gaussians, out);
+      const V sigma_slope = kl_backward(scale, grad_kl, gaussians, out);
       out[0] = out[0] + grad_z;
-      out[1] = fma(grad_z * eps, scale.sigma_slope(in[1]), out[1]);
+      out[1] = fma(grad_z * eps, sigma_slope, out[1]);
       return V(0);
     }
   };
@@ -188,7 +207,7 @@ struct RsampleKL {
 
 struct GaussianLogProb {
   struct Forward {
-    static constexpr Step step{.inputs = 3, .outputs = 0, .value = true};
+    static constexpr Step step{.inputs = 3, .outputs = 0, .value = true, .scale_input = 2};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V, V, V (&)[1]) {
       const auto& [x, mean, s] = in;
@@ -198,7 +217,7 @@ struct GaussianLogProb {
     }
   };
   struct Backward {
-    static constexpr Step step{.inputs = 3, .outputs = 3, .row_grad = true};
+    static constexpr Step step{.inputs = 3, .outputs = 3, .row_grad = true, .scale_input = 2};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V grad_log_prob, V, V (&out)[3]) {
       const auto& [x, mean, s] = in;

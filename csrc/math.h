@@ -1,7 +1,8 @@
 // Elementary functions over one number or a vector of numbers, on host and device.
 //
 // Written once against a small vocabulary that `float`, `double` (here) and `Vec<E>` (cpu/vec.h)
-// share: + - * /, comparisons, fma, sqrt, select, as_int, as_real, to_real, wrap_add, wrap_sub.
+// share: + - * /, comparisons, fma, sqrt, select, at_most, at_least, as_int, as_real, to_real,
+// wrap_add, wrap_sub, PowerOfTwo.
 // Every multiply-add is spelled `fma` and compilers must not contract others (-ffp-contract=off,
 // --fmad=false), so all instruction sets and devices give the same float32 bits.
 //
@@ -69,6 +70,16 @@ FASTVAE_INLINE T select(bool condition, T a, T b) {
   return condition ? a : b;
 }
 
+// The smaller, the larger of two; a NaN in `x` passes.
+template <class T>
+FASTVAE_INLINE T at_most(T bound, T x) {
+  return bound < x ? bound : x;
+}
+template <class T>
+FASTVAE_INLINE T at_least(T bound, T x) {
+  return bound > x ? bound : x;
+}
+
 template <class To, class From>
 FASTVAE_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -101,6 +112,28 @@ FASTVAE_INLINE V polynomial(V x, const Real<V> (&c)[N]) {
   return y;
 }
 
+// The same by Estrin's scheme, for x2 = x^2: pairs c[i] + c[i+1] x are the coefficients of a
+// polynomial in x^2. A multiplication or two more, in a chain half as long, which is what a
+// processor waits for where nothing else is to be done.
+template <class V, int N>
+FASTVAE_INLINE V estrin(V x, V x2, const V (&c)[N]) {
+  V pairs[(N + 1) / 2];
+  FASTVAE_UNROLL
+  for (int i = 0; i < N / 2; ++i) pairs[i] = fma(c[2 * i + 1], x, c[2 * i]);
+  if constexpr (N % 2) pairs[N / 2] = c[N - 1];
+  if constexpr (N <= 2)
+    return pairs[0];
+  else
+    return estrin(x2, x2 * x2, pairs);
+}
+template <class V, int N>
+FASTVAE_INLINE V short_polynomial(V x, V x2, const Real<V> (&c)[N]) {
+  V coefficients[N];
+  FASTVAE_UNROLL
+  for (int i = 0; i < N; ++i) coefficients[i] = V(c[i]);
+  return estrin(x, x2, coefficients);
+}
+
 // ---- Constants by precision ---------------------------------------------------------------------
 // Minimax coefficients were found by the Remez exchange in 60 digits, relative error 3e-9 (float)
 // and 3e-20 (double) for the exponential, 6e-9 for the float logarithm. The double logarithm takes
@@ -117,7 +150,7 @@ struct Constants<float> {
   static constexpr float log2e = 0x1.715476p+0f;
   static constexpr float ln2_hi = 0x1.62ep-1f;  // 12 bits: n * ln2_hi is exact
   static constexpr float ln2_lo = 0x1.0bfbe8p-15f;
-  static constexpr float exp_max = 90.0f;    // e^90 overflows
+  static constexpr float exp_max = 88.73f;   // overflows; 2^n with n = 128 does so in half
   static constexpr float exp_min = -105.0f;  // e^-105 is 0
   static constexpr float sqrt_half = 0x1.6a09e6p-1f;
   static constexpr float smallest_normal = 0x1p-126f;
@@ -133,7 +166,7 @@ struct Constants<double> {
   static constexpr double log2e = 0x1.71547652b82fep+0;
   static constexpr double ln2_hi = 0x1.62e42feep-1;
   static constexpr double ln2_lo = 0x1.a39ef35793c76p-33;
-  static constexpr double exp_max = 711.0;
+  static constexpr double exp_max = 709.79;
   static constexpr double exp_min = -746.0;
   static constexpr double sqrt_half = 0x1.6a09e667f3bcdp-1;
   static constexpr double smallest_normal = 0x1p-1022;
@@ -143,11 +176,11 @@ struct Constants<double> {
 
 // P with e^r = 1 + r + r^2 P(r), |r| <= ln(2)/2.
 template <class V>
-FASTVAE_INLINE V exp_polynomial(V r) {
+FASTVAE_INLINE V exp_polynomial(V r, V r2) {
   if constexpr (sizeof(Real<V>) == sizeof(float)) {
     const float c[] = {0x1p-1f,        0x1.555556p-3f,  0x1.5554eap-5f,
                        0x1.11114cp-7f, 0x1.6d42dap-10f, 0x1.a072c4p-13f};
-    return polynomial(r, c);
+    return short_polynomial(r, r2, c);
   } else {
     const double c[] = {0x1p-1,
                         0x1.5555555555555p-3,
@@ -161,50 +194,62 @@ FASTVAE_INLINE V exp_polynomial(V r) {
                         0x1.ae6470f34945ep-26,
                         0x1.1f7f12095bd7dp-29,
                         0x1.61580cd2cf5c7p-33};
-    return polynomial(r, c);
+    return short_polynomial(r, r2, c);
   }
 }
 
 // ---- Exponential and its relatives --------------------------------------------------------------
 
-// e^t three ways. Each is accurate in the relative sense; what a caller does not use costs nothing.
+// e^t and what is near to it. Each is accurate in the relative sense; what a caller does not use
+// costs nothing.
 template <class V>
 struct Exp {
-  V exp;    // e^t
-  V expm1;  // e^t - 1
-  V tail;   // e^t - 1 - t >= 0
+  V exp;         // e^t
+  V half_expm1;  // (e^t - 1) / 2
+  V expm1;       // e^t - 1
+  V tail;        // e^t - 1 - t >= 0
 };
 
-template <class I, int Bias, int Bits>
-FASTVAE_INLINE auto power_of_two(I n) {
-  return as_real((n + I(Bias)) << Bits);
-}
+// 2^n as a factor, for the n that a shifted sum n + round_magic holds. Two halves, so that nothing
+// over- or underflows where the product does not; instruction sets that scale by a power have it in
+// one (cpu/vec.h).
+template <class V>
+struct PowerOfTwo {
+  V half, rest;
+
+  FASTVAE_INLINE explicit PowerOfTwo(V shifted) {
+    using C = Constants<Real<V>>;
+    using I = Int<V>;
+    const I n = wrap_sub(as_int(shifted), as_int(V(C::round_magic)));
+    const I n_half = n >> 1;
+    half = as_real((n_half + I(C::exponent_bias)) << C::mantissa_bits);
+    rest = as_real((wrap_sub(n, n_half) + I(C::exponent_bias)) << C::mantissa_bits);
+  }
+  FASTVAE_INLINE V times(V x) const { return x * half * rest; }
+};
 
 template <class V>
 FASTVAE_INLINE Exp<V> exp(V t) {
   using C = Constants<Real<V>>;
-  using I = Int<V>;
-  // Beyond the clamps nothing changes, and infinities stay out of the subtraction below. A NaN
-  // passes, since it compares false.
-  const V upper = select(t > V(C::exp_max), V(C::exp_max), t);
-  const V x = select(upper < V(C::exp_min), V(C::exp_min), upper);
+  // Beyond the bounds nothing changes, and infinities stay out of the subtraction below.
+  const V upper = at_most(V(C::exp_max), t);
+  const V x = at_least(V(C::exp_min), upper);
   // t = n ln2 + r
   const V shifted = fma(x, V(C::log2e), V(C::round_magic));
   const V n = shifted - V(C::round_magic);
-  const I exponent = wrap_sub(as_int(shifted), as_int(V(C::round_magic)));
   const V r = fma(n, V(-C::ln2_lo), fma(n, V(-C::ln2_hi), x));
-  const V tail = r * r * exp_polynomial(r);  // e^r - 1 - r, without a subtraction
-  const V expm1 = r + tail;
-  // 2^n in two factors: neither over- nor underflows where the result does not.
-  const I half = exponent >> 1;
-  const I rest = wrap_sub(exponent, half);
-  const auto power = [](I k) { return power_of_two<I, C::exponent_bias, C::mantissa_bits>(k); };
-  const V scale = power(half);
-  const V rest_scale = power(rest);
+  const V r2 = r * r;
+  const V p = exp_polynomial(r, r2);
+  const V expm1 = fma(r2, p, r);  // e^r - 1
+  const PowerOfTwo<V> power(shifted);
+  const V half_power = power.times(V(0.5));  // 2^n itself may be too large
   Exp<V> result;
-  result.exp = fma(scale, expm1, scale) * rest_scale;
-  result.expm1 = fma(scale, expm1, scale - power(wrap_sub(I(0), rest))) * rest_scale;
-  result.tail = select(n == V(0), tail, result.expm1 - upper);
+  result.exp = power.times(V(1) + expm1);
+  result.half_expm1 = fma(half_power, expm1, half_power - V(0.5));
+  // Where n = 0 there is nothing to scale, and the tail is r^2 P without a subtraction.
+  const auto unscaled = n == V(0);
+  result.expm1 = select(unscaled, expm1, result.half_expm1 + result.half_expm1);
+  result.tail = select(unscaled, r2 * p, result.expm1 - upper);
   return result;
 }
 
@@ -218,7 +263,7 @@ FASTVAE_INLINE V log_of_parts(V f, V e) {
     const float c[] = {0x1.555554p-2f, -0x1.000226p-2f, 0x1.99a008p-3f, -0x1.547244p-3f,
                        0x1.22da1ap-3f, -0x1.0d8546p-3f, 0x1.055b7ep-3f, -0x1.38b596p-4f};
     const V f2 = f * f;
-    V y = f2 * f * polynomial(f, c);
+    V y = f2 * f * short_polynomial(f, f2, c);
     y = fma(e, V(C::ln2_lo), y);
     y = fma(f2, V(-0.5f), y);
     return fma(e, V(C::ln2_hi), f + y);

@@ -63,17 +63,18 @@ FASTVAE_INLINE Pair<V> box_muller(Int<V> a, Int<V> b) {
   const V f = select(upper & (u.exponent == I(0)), V(0) - distance, u.mantissa - V(1));
   const V radius = sqrt(V(-2) * log_of_parts(f, to_real(u.exponent)));
 
-  // The angle is pi x + quadrant pi / 2 with |x| <= 1/4; the remainder of the word is exact.
-  const I quadrant = wrap_add(b, I(1 << 29)) >> 30;
-  const I remainder = wrap_sub(b, quadrant << 30);
+  // The angle is pi x + quadrant pi / 2 with |x| <= 1/4. The quadrant is the turned word's upper
+  // two bits, the remainder exact.
+  const I turned = wrap_add(b, I(1 << 29));
+  const I remainder = wrap_sub(turned & I((1 << 30) - 1), I(1 << 29));
   const V x = fma(to_real(remainder), V(0x1p-31f), V(0x1p-32f));
   const V s = sinpi_quarter(x);
   const V c = cospi_quarter(x);
-  const auto odd = (quadrant & I(1)) != I(0);
-  const I cos_sign = ((quadrant + I(1)) & I(2)) << 30;
-  const I sin_sign = (quadrant & I(2)) << 30;
-  return {radius * as_real(as_int(select(odd, s, c)) ^ cos_sign),
-          radius * as_real(as_int(select(odd, c, s)) ^ sin_sign)};
+  const I doubled = turned << 1;
+  const auto odd = doubled < I(0);
+  const I sign(int32_t(0x80000000u));
+  return {radius * as_real(as_int(select(odd, s, c)) ^ ((turned ^ doubled) & sign)),
+          radius * as_real(as_int(select(odd, c, s)) ^ (turned & sign))};
 }
 
 }  // namespace FASTVAE_TARGET

@@ -192,33 +192,46 @@ class Loop {
     const bool keep_values = kStep.value && (row_sums || !plan_.unit_sums);
     V sum(0);
 
-    for (int i = 0; i < n; i += kLanes) {
-      const int m = n - i;
-      const bool whole = m >= kLanes;
-      if (!whole) {
-        for (int k = 0; k < I; ++k) pad(in[k], i, m);
-        if constexpr (kStep.row_grad) pad(row_grad, i, m);
-      }
-      V x[I], y[O > 0 ? O : 1], g(0), e(0);
+    const auto vectors = [&]<bool kOneScale>() __attribute__((always_inline)) {
+      const V one_scale = in[kOneScale ? kStep.scale_input : 0].same;
+      for (int i = 0; i < n; i += kLanes) {
+        const int m = n - i;
+        const bool whole = m >= kLanes;
+        if (!whole) {
+          for (int k = 0; k < I; ++k) pad(in[k], i, m);
+          if constexpr (kStep.row_grad) pad(row_grad, i, m);
+        }
+        V x[I], y[O > 0 ? O : 1], g(0), e(0);
 #pragma GCC unroll 8
-      for (int k = 0; k < I; ++k) x[k] = in[k].get(i);
-      if constexpr (kStep.row_grad) g = row_grad.get(i);
-      // The noise buffer is longer than the block, so its last vector is always whole.
-      if constexpr (kStep.noise) e = load(eps + i, static_cast<V*>(nullptr));
-      const V v = Op::apply(scale, x, g, e, y);
-      if constexpr (kStep.value) {
-        if (keep_values)
-          store(values_ + i, v);
-        else
-          sum = sum + (whole ? v : first_lanes(v, m));
-      }
+        for (int k = 0; k < I; ++k)
+          x[k] = kOneScale && k == kStep.scale_input ? one_scale : in[k].get(i);
+        if constexpr (kStep.row_grad) g = row_grad.get(i);
+        // The noise buffer is longer than the block, so its last vector is always whole.
+        if constexpr (kStep.noise) e = load(eps + i, static_cast<V*>(nullptr));
+        const V v = Op::apply(scale, x, g, e, y);
+        if constexpr (kStep.value) {
+          if (keep_values)
+            store(values_ + i, v);
+          else
+            sum = sum + (whole ? v : first_lanes(v, m));
+        }
 #pragma GCC unroll 8
-      for (int k = 0; k < O; ++k) {
-        if (direct[k])
-          whole ? store(direct[k] + i, y[k]) : store_some(direct[k] + i, y[k], m);
-        else if (wanted[k])
-          store(scratch_[k] + i, y[k]);
+        for (int k = 0; k < O; ++k) {
+          if (direct[k])
+            whole ? store(direct[k] + i, y[k]) : store_some(direct[k] + i, y[k], m);
+          else if (wanted[k])
+            store(scratch_[k] + i, y[k]);
+        }
       }
+    };
+    // The compiler moves what follows from the scale alone out of the loop.
+    if constexpr (kStep.scale_input > 0) {
+      if (in[kStep.scale_input].p)
+        vectors.template operator()<false>();
+      else
+        vectors.template operator()<true>();
+    } else {
+      vectors.template operator()<false>();
     }
 
     if constexpr (kStep.value) {

@@ -51,11 +51,17 @@ FASTVAE_INLINE Vec<int32_t> load_words(const uint16_t* p) {
   }
   return y;
 }
-FASTVAE_INLINE void store_words(uint16_t* p, Vec<int32_t> a) {
-  for (int i = 0; i < Vec<int32_t>::kCount; ++i) {
+// The lower halves; the upper ones are 0.
+FASTVAE_INLINE void store_words(uint16_t* p, Vec<uint32_t> a) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)a.r[0], (__m256i)a.r[1]);
+  _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+#else
+  for (int i = 0; i < Vec<uint32_t>::kCount; ++i) {
     const HalfRegister x = __builtin_convertvector(a.r[i], HalfRegister);
-    memcpy(p + i * Vec<int32_t>::kPer, &x, sizeof(x));
+    memcpy(p + i * Vec<uint32_t>::kPer, &x, sizeof(x));
   }
+#endif
 }
 
 FASTVAE_INLINE Vec<float> load(const bfloat16* p, Vec<float>*) {
@@ -87,10 +93,10 @@ FASTVAE_INLINE Vec<float> load(const float16* p, Vec<float>*) {
 FASTVAE_INLINE void store(float* p, Vec<float> a) { store_same(p, a); }
 FASTVAE_INLINE void store(double* p, Vec<double> a) { store_same(p, a); }
 FASTVAE_INLINE void store(bfloat16* p, Vec<float> a) {  // to nearest, ties to even
-  using I = Vec<int32_t>;
-  const I bits = as_int(a);
-  const I rounded = wrap_add(bits, I(0x7fff) + ((bits >> 16) & I(1)));
-  store_words(&p->bits, (select(a != a, bits | I(0x400000), rounded) >> 16) & I(0xffff));
+  using U = Vec<uint32_t>;
+  const U bits = reinterpret<uint32_t>(a);
+  const U rounded = bits + U(0x7fff) + ((bits >> 16) & U(1));
+  store_words(&p->bits, select(a != a, bits | U(0x400000), rounded) >> 16);
 }
 FASTVAE_INLINE void store(float16* p, Vec<float> a) {
 #if defined(__AVX512F__)
@@ -111,7 +117,7 @@ FASTVAE_INLINE void store(float16* p, Vec<float> a) {
   I bits = select(magnitude < I(113 << 23), subnormal, normal);
   bits = select(magnitude > I((143 << 23) - 1), I(0x7c00), bits);
   bits = select(magnitude > I(0x7f800000), I(0x7e00), bits);
-  store_words(&p->bits, bits | ((as_int(a) >> 16) & I(0x8000)));
+  store_words(&p->bits, reinterpret<uint32_t>(bits | ((as_int(a) >> 16) & I(0x8000))));
 #endif
 }
 

@@ -77,6 +77,10 @@ struct MaskOf<int64_t> {
   using type = int64_t;
 };
 template <>
+struct MaskOf<uint32_t> {
+  using type = int32_t;
+};
+template <>
 struct MaskOf<uint64_t> {
   using type = int64_t;
 };
@@ -269,6 +273,49 @@ FASTVAE_INLINE Vec<double> sqrt(Vec<double> a) {
   return a;
 #endif
 }
+
+// The compiler makes two instructions of `bound < x ? bound : x`.
+#if defined(__AVX512F__)
+FASTVAE_INLINE Vec<float> at_most(Vec<float> bound, Vec<float> x) {
+  return each<float>([](auto b, auto y) { return _mm512_min_ps(b, y); }, bound, x);
+}
+FASTVAE_INLINE Vec<float> at_least(Vec<float> bound, Vec<float> x) {
+  return each<float>([](auto b, auto y) { return _mm512_max_ps(b, y); }, bound, x);
+}
+#elif defined(__AVX2__)
+FASTVAE_INLINE Vec<float> at_most(Vec<float> bound, Vec<float> x) {
+  return each<float>([](auto b, auto y) { return _mm256_min_ps(b, y); }, bound, x);
+}
+FASTVAE_INLINE Vec<float> at_least(Vec<float> bound, Vec<float> x) {
+  return each<float>([](auto b, auto y) { return _mm256_max_ps(b, y); }, bound, x);
+}
+#else
+FASTVAE_INLINE Vec<float> at_most(Vec<float> bound, Vec<float> x) {
+  return select(bound < x, bound, x);
+}
+FASTVAE_INLINE Vec<float> at_least(Vec<float> bound, Vec<float> x) {
+  return select(bound > x, bound, x);
+}
+#endif
+FASTVAE_INLINE Vec<double> at_most(Vec<double> bound, Vec<double> x) {
+  return select(bound < x, bound, x);
+}
+FASTVAE_INLINE Vec<double> at_least(Vec<double> bound, Vec<double> x) {
+  return select(bound > x, bound, x);
+}
+
+#if defined(__AVX512F__)
+template <>
+struct PowerOfTwo<Vec<float>> {
+  Vec<float> n;
+
+  FASTVAE_INLINE explicit PowerOfTwo(Vec<float> shifted)
+      : n(shifted - Vec<float>(Constants<float>::round_magic)) {}
+  FASTVAE_INLINE Vec<float> times(Vec<float> x) const {
+    return each<float>([](auto a, auto b) { return _mm512_scalef_ps(a, b); }, x, n);
+  }
+};
+#endif
 
 }  // namespace FASTVAE_TARGET
 }  // namespace fastvae

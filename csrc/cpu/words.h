@@ -34,11 +34,20 @@ constexpr int wide_lane(int l) {
   return (2 * pair + within % 2) * per + within / 2;
 }
 FASTVAE_INLINE Vec<int32_t> narrow(Words a) {
+  Vec<int32_t> y;
+#if defined(__AVX512F__)
+  const auto real = [](auto x) { return (__m512)x; };
+  y.r[0] = (Vec<int32_t>::Register)_mm512_mask_moveldup_ps(real(a.r[0]), 0xaaaa, real(a.r[1]));
+#elif defined(__AVX2__)
+  for (int i = 0; i < 2; ++i)
+    y.r[i] = (Vec<int32_t>::Register)_mm256_blend_ps(
+        (__m256)a.r[2 * i], _mm256_moveldup_ps((__m256)a.r[2 * i + 1]), 0xaa);
+#else
   const Words low = a & Words(0xffffffffu);
   const Words high = a << 32;
-  Vec<int32_t> y;
   for (int i = 0; i < Vec<int32_t>::kCount; ++i)
     y.r[i] = (Vec<int32_t>::Register)(low.r[2 * i] | high.r[2 * i + 1]);
+#endif
   return y;
 }
 
