@@ -205,6 +205,12 @@ class DiagonalGaussian(Distribution):
             return prior.mu, prior.logvar
         return prior.mu, _convert(prior.logvar, prior.param, self.param)
 
+    def detach(self) -> DiagonalGaussian:
+        """The same Gaussian, constant for autograd."""
+        return DiagonalGaussian(
+            self.mu.detach(), self.logvar.detach(), param=self.param, event_ndim=self.event_ndim
+        )
+
     # ---- The rest of a distribution --------------------------------------------------------------
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .data import DIGITS
+from .likelihoods import Gaussian
+from .objectives import ELBO
+from .penalties import Beta
 from .vae import VAE
 
 __all__ = ["COLUMNS", "Settings", "Trainer", "build_model"]
@@ -179,4 +182,10 @@ def build_model(shape: torch.Size, settings: Settings) -> VAE:
         nn.Linear(hidden, size),
         nn.Unflatten(1, shape),
     )
-    return VAE(encoder, decoder, latent_shape=latent, beta=settings.beta, sigma=settings.sigma)
+    return VAE(
+        encoder,
+        decoder,
+        latent_shape=latent,
+        likelihood=Gaussian(settings.sigma),
+        objective=ELBO(Beta(settings.beta)),
+    )

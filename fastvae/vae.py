@@ -1,66 +1,60 @@
-"""`VAE`: an encoder, a decoder and the fused ops between them."""
+"""`VAE`: an encoder, a decoder, and what makes a latent-variable model of them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import importance, information
 from ._arguments import check_param
+from .bounds import Bound
 from .distributions import DiagonalGaussian
+from .importance import LogLikelihood
+from .likelihoods import Gaussian, Likelihood
+from .objectives import ELBO, Objective, VAEOutput
+from .priors import Posterior, Prior, StandardNormal
 
 __all__ = ["VAE", "VAEOutput"]
 
 
-class VAEOutput(NamedTuple):
-    """What `VAE.forward` returns, for a batch of B examples; in nats."""
-
-    loss: Tensor
-    """0-d: the mean over the batch of beta KL - log-likelihood."""
-    log_likelihood: Tensor
-    """[B]: ln p(x | z), of which minus is the distortion."""
-    kl: Tensor
-    """[B]: KL(q(z | x) || p(z)), the rate."""
-    z: Tensor
-    """The latent sample, of q's shape."""
-    mean: Tensor
-    """decoder(z), the mean of p(x | z), of x's shape."""
-
-
 class VAE(nn.Module):
-    """A variational autoencoder with a diagonal Gaussian posterior and a Gaussian likelihood.
+    """A variational autoencoder (Kingma & Welling 2014, "Auto-Encoding Variational Bayes").
 
-    With (mu, ln sigma_q^2) = encoder(x) and f = decoder, the model is
+    With (mu, ln sigma_q^2) = encoder(x) and f = decoder, by default
 
-        q(z | x) = N(mu, diag(sigma_q^2)),   p(z) = N(0, I),   p(x | z) = N(f(z), sigma^2 I)
+        q(z | x) = N(mu, diag(sigma_q^2)),   p(z) = N(0, I),   p(x | z) = N(f(z), I)
 
-    and the loss of one example, with z drawn from q, is in nats
-
-        beta KL(q(z | x) || p(z)) - ln p(x | z)
-
-    whose expectation is minus the ELBO where beta = 1 (Kingma & Welling 2014, "Auto-Encoding
-    Variational Bayes"); other beta give the beta-VAE (Higgins et al. 2017).
+    and the loss of one example is minus the ELBO, KL(q(z | x) || p(z)) - ln p(x | z), in nats.
 
     Args:
         encoder: any module from x, [B, ...], to one tensor whose halves along `dim` are mu and
             ln sigma_q^2.
-        decoder: any module from z, of the shape of mu, to a tensor of x's shape.
-        latent_shape: shape of one example's z, or its only size. Needed by `sample`, and checked
-            against the encoder where given.
-        beta: weight of the KL, at least 0. A plain attribute: set it anew to anneal it.
-        sigma: standard deviation of p(x | z), above 0; a plain attribute too.
+        decoder: any module from z, of the shape of mu, to the parameters of p(x | z): a tensor of
+            x's shape, or `likelihood.outputs` times as long in dimension 1.
+        latent_shape: shape of one example's z, or its only size. Needed to sample from the prior,
+            and checked against the encoder where given.
+        likelihood: p(x | z); default `Gaussian(sigma=1.0)`.
+        prior: p(z); default `StandardNormal()`.
+        objective: what `forward` computes; default `ELBO()`. A plain attribute, as its fields are.
         dim: the dimension of the encoder's output that holds the two halves.
         param: what the second half is: "logvar", "log_std", "std" or "var".
+        bound: of the encoder's ln sigma_q^2 (with `param="logvar"`).
+        posterior: from the encoder's output to q(z | x), in place of the two halves; such as
+            `CholeskyGaussian.from_params` for a full covariance.
+
+    Where a `condition` is given to a method, encoder, decoder and prior are called with it as their
+    second argument: conditional models are a matter of the user's modules.
 
     Raises:
-        ValueError: `beta`, `sigma` or `latent_shape` out of range, or an unknown `param`.
+        ValueError: `latent_shape` out of range, an unknown `param`, or a `bound` of anything else
+            than a log-variance.
 
     Example:
-        >>> model = VAE(nn.Linear(784, 2 * 16), nn.Linear(16, 784), latent_shape=16, sigma=0.1)
+        >>> model = VAE(nn.Linear(784, 2 * 16), nn.Linear(16, 784), latent_shape=16,
+        ...             likelihood=fastvae.Bernoulli(), objective=fastvae.IWAE(samples=5))
         >>> model(x).loss.backward()
         >>> images = model.sample(64)
     """
@@ -71,17 +65,18 @@ class VAE(nn.Module):
         decoder: nn.Module,
         *,
         latent_shape: int | Sequence[int] | None = None,
-        beta: float = 1.0,
-        sigma: float = 1.0,
+        likelihood: Likelihood | None = None,
+        prior: Prior | None = None,
+        objective: Objective | None = None,
         dim: int = 1,
         param: str = "logvar",
+        bound: Bound | None = None,
+        posterior: Callable[[Tensor], Posterior] | None = None,
     ) -> None:
         super().__init__()
         check_param(param)
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"beta is {beta}; want a number of at least 0")
-        if not 0 < sigma < math.inf:
-            raise ValueError(f"sigma is {sigma}; want a number above 0")
+        if bound is not None and (param != "logvar" or posterior is not None):
+            raise ValueError("bound is given; want param='logvar' and no posterior with it")
         if isinstance(latent_shape, int):
             latent_shape = (latent_shape,)
         if latent_shape is not None and any(size < 1 for size in latent_shape):
@@ -89,25 +84,36 @@ class VAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.latent_shape = None if latent_shape is None else torch.Size(latent_shape)
-        self.beta = beta
-        self.sigma = sigma
+        self.likelihood = Gaussian() if likelihood is None else likelihood
+        self.prior = StandardNormal() if prior is None else prior
+        self.objective: Objective = ELBO() if objective is None else objective
         self.dim = dim
         self.param = param
+        self.bound = bound
+        self.posterior = posterior
 
-    def encode(self, x: Tensor) -> DiagonalGaussian:
+    # ---- The model -------------------------------------------------------------------------------
+
+    def encode(self, x: Tensor, condition: Any = None) -> Posterior:
         """q(z | x); its `batch_shape` is [B] and its `event_shape` that of one example's z.
 
         Raises:
             TypeError: the encoder returned something other than one floating-point tensor.
             ValueError: that tensor does not split into halves, or not into ones of `latent_shape`.
         """
-        params = self.encoder(x)
+        params = self.encoder(x) if condition is None else self.encoder(x, condition)
         if not isinstance(params, Tensor):
             raise TypeError(
                 f"encoder returned a {type(params).__name__}; want one tensor with mu and the "
                 f"scale as its halves, such as torch.cat([mu, logvar], dim={self.dim})"
             )
-        q = DiagonalGaussian.from_params(params, self.dim, param=self.param)
+        q: Posterior
+        if self.posterior is not None:
+            q = self.posterior(params)
+        else:
+            q = DiagonalGaussian.from_params(params, self.dim, param=self.param)
+            if self.bound is not None:
+                q = DiagonalGaussian(q.mu, self.bound(q.logvar))
         if self.latent_shape is not None and q.event_shape != self.latent_shape:
             raise ValueError(
                 f"encoder returned shape {list(params.shape)}, a latent_shape of "
@@ -115,26 +121,60 @@ class VAE(nn.Module):
             )
         return q
 
-    def decode(self, z: Tensor) -> Tensor:
-        """f(z), the mean of p(x | z)."""
-        return self.decoder(z)
+    def decode(self, z: Tensor, condition: Any = None, *, sample_ndim: int = 0) -> Tensor:
+        """f(z), the parameters of p(x | z): with a Gaussian likelihood its mean.
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """f(mu): x through the mode of q(z | x), without noise."""
-        return self.decode(self.encode(x).mode)
+        Args:
+            z: [B, *latent_shape], with `sample_ndim` more dimensions in front, which the decoder
+                does not see: it gets one long batch.
+            condition: the decoder's second argument, [B, ...].
+        """
+        if sample_ndim == 0:
+            return self.decoder(z) if condition is None else self.decoder(z, condition)
+        shape = z.shape[: sample_ndim + 1]
+        flat = z.flatten(0, sample_ndim)
+        if condition is not None:
+            condition = condition.expand(*shape, *condition.shape[1:]).flatten(0, sample_ndim)
+        return self.decode(flat, condition).unflatten(0, shape)
 
-    @torch.no_grad()
-    def sample(
+    def forward(
         self,
-        n: int = 1,
+        x: Tensor,
+        condition: Any = None,
         *,
         seed: Tensor | int | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """f(z) for n draws of z from the prior N(0, I), without gradients and without the noise of
-        p(x | z): [n, ...].
+    ) -> VAEOutput:
+        """The objective's loss of a batch, its parts for each example, and what was computed on the
+        way.
 
-        From one seed, more samples never change the first ones.
+        Args:
+            x: [B, ...], floating-point.
+            seed, generator: where z's noise comes from, as in `fastvae.rsample_kl`.
+
+        Raises:
+            TypeError, ValueError: as `encode`.
+            ValueError: the decoder's output does not have the shape that the likelihood wants.
+        """
+        return self.objective(self, x, condition, seed=seed, generator=generator)
+
+    # ---- What it makes ---------------------------------------------------------------------------
+
+    def reconstruct(self, x: Tensor, condition: Any = None) -> Tensor:
+        """E[x | z] at the mode of q(z | x): x without noise."""
+        mode = self.encode(x, condition).mode
+        return self.likelihood.mean(self.decode(mode, condition))
+
+    def sample_latent(
+        self,
+        n: int = 1,
+        condition: Any = None,
+        *,
+        temperature: float = 1.0,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """n draws of z from the prior, [n, *latent_shape].
 
         Raises:
             ValueError: the model was made without `latent_shape`.
@@ -144,39 +184,84 @@ class VAE(nn.Module):
                 "latent_shape is None; want the shape of one z, as in VAE(..., latent_shape=16)"
             )
         like = next(self.decoder.parameters(), torch.empty(0))  # for its dtype and device
-        zeros = like.new_zeros((n, *self.latent_shape))
-        return self.decode(functional.rsample(zeros, 0.0, seed=seed, generator=generator))
+        return self.prior.sample(
+            like.new_zeros((n, *self.latent_shape)),
+            condition,
+            temperature=temperature,
+            seed=seed,
+            generator=generator,
+        )
 
-    def forward(
+    @torch.no_grad()
+    def sample(
         self,
-        x: Tensor,
+        n: int = 1,
+        condition: Any = None,
         *,
+        temperature: float = 1.0,
+        noise: bool = False,
         seed: Tensor | int | None = None,
         generator: torch.Generator | None = None,
-    ) -> VAEOutput:
-        """The loss of a batch, its parts for each example, and what was computed on the way.
+    ) -> Tensor:
+        """New data for n draws of z from the prior, without gradients: [n, ...].
 
         Args:
-            x: [B, ...], floating-point.
-            seed, generator: where z's noise comes from, as in `fastvae.rsample_kl`.
+            temperature: factor of the prior's standard deviation; below 1, fewer but likelier z.
+            noise: draw x ~ p(x | z), instead of giving E[x | z].
+            seed, generator: as in `fastvae.rsample`. From one seed, more samples never change the
+                first ones.
 
         Raises:
-            TypeError, ValueError: as `encode`.
-            ValueError: the decoder's output does not have x's shape.
+            ValueError: the model was made without `latent_shape`.
         """
-        z, kl = self.encode(x).rsample_kl(seed=seed, generator=generator)
-        mean = self.decode(z)
-        if mean.shape != x.shape:  # else it could broadcast, into a wrong loss
-            raise ValueError(
-                f"decoder returned shape {list(mean.shape)}; want that of x, {list(x.shape)}"
-            )
-        # Under autocast the decoder's dtype is not x's.
-        log_likelihood = functional.gaussian_log_prob(
-            x, mean.to(x.dtype), self.sigma, param="std", event_ndim=x.dim() - 1
+        z = self.sample_latent(
+            n, condition, temperature=temperature, seed=seed, generator=generator
         )
-        loss = (self.beta * kl - log_likelihood).mean()
-        return VAEOutput(loss, log_likelihood, kl, z, mean)
+        decoded = self.decode(z, condition)
+        if not noise:
+            return self.likelihood.mean(decoded)
+        if seed is not None:
+            seed = ~seed  # another stream than z's
+        return self.likelihood.sample(decoded, seed=seed, generator=generator)
+
+    @torch.no_grad()
+    def interpolate(self, x: Tensor, other: Tensor, steps: int = 8) -> Tensor:
+        """E[x | z] along the straight lines between the modes of q(z | x) and q(z | other), ends
+        included, without gradients: [steps, B, ...] for two batches [B, ...].
+
+        Raises:
+            ValueError: `steps` below 2.
+        """
+        if steps < 2:
+            raise ValueError(f"steps is {steps}; want at least 2")
+        start, end = self.encode(x).mode, self.encode(other).mode
+        t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
+        z = torch.lerp(start, end, t.reshape(-1, *(1,) * start.dim()))
+        decoded = self.decode(z.flatten(0, 1))
+        return self.likelihood.mean(decoded).unflatten(0, (steps, -1))
+
+    # ---- What it is worth ------------------------------------------------------------------------
+
+    def log_likelihood(
+        self,
+        x: Tensor,
+        n_samples: int = 1000,
+        condition: Any = None,
+        *,
+        chunk: int = 16,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LogLikelihood:
+        """ln p(x) by importance sampling from q(z | x), with standard error and effective sample
+        size; see `fastvae.importance_sampling`."""
+        return importance.importance_sampling(
+            self, x, n_samples, condition, chunk=chunk, seed=seed, generator=generator
+        )
+
+    def report(self, x: Tensor, **options: Any) -> information.Report:
+        """Rate, distortion, active units and more of data x; see `fastvae.report`."""
+        return information.report(self, x, **options)
 
     def extra_repr(self) -> str:
         shape = None if self.latent_shape is None else tuple(self.latent_shape)
-        return f"latent_shape={shape}, beta={self.beta}, sigma={self.sigma}"
+        return f"latent_shape={shape}, objective={self.objective}"

@@ -1,0 +1,55 @@
+"""`Bound`: floors and ceilings of log-variances."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+__all__ = ["Bound"]
+
+_KINDS = ("hard", "soft", "straight_through")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Keeps ln sigma^2 between `low` and `high`, each of which may be infinite.
+
+    kind:
+        "hard": min(max(lv, low), high), whose gradient is 0 outside, as in diffusers'
+            `DiagonalGaussianDistribution`, from which the default bounds are.
+        "soft": high' = high - softplus(high - lv), then low + softplus(high' - low): smooth and
+            strictly increasing, lv itself far from both ends (Chua et al. 2018, "Deep reinforcement
+            learning in a handful of trials", appendix A.1). The upper end is exceeded by at most
+            ln(1 + e^{low - high}).
+        "straight_through": the hard value, with the gradient of lv (Bengio et al. 2013).
+
+    Raises:
+        ValueError: `low` is not below `high`, or an unknown `kind`.
+
+    Example:
+        >>> fastvae.Bound(-6, math.inf, "soft")(logvar)
+    """
+
+    low: float = -30.0
+    high: float = 20.0
+    kind: str = "hard"
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}; want low below high")
+        if self.kind not in _KINDS:
+            kinds = ", ".join(map(repr, _KINDS))
+            raise ValueError(f"kind is {self.kind!r}; want one of {kinds}")
+
+    def __call__(self, logvar: Tensor) -> Tensor:
+        if self.kind == "soft":
+            if self.high < math.inf:
+                logvar = self.high - softplus(self.high - logvar)
+            if self.low > -math.inf:
+                logvar = self.low + softplus(logvar - self.low)
+            return logvar
+        bounded = logvar.clamp(self.low, self.high)
+        return bounded if self.kind == "hard" else logvar + (bounded - logvar).detach()
