@@ -1,4 +1,4 @@
-"""The command line: `python -m fastvae info` and `python -m fastvae train`."""
+"""The command line: `python -m fastvae info`, `verify` and `train`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     info = commands.add_parser("info", help="what computes here, why, and what was compiled")
     info.add_argument("--json", action="store_true", help="print the same as JSON")
     info.set_defaults(run=_info)
+    verify = commands.add_parser("verify", help="check identities whose exact answers are known")
+    if argv[:1] == ["verify"]:
+        from fastvae import verify as verifier
+
+        verifier.add_arguments(verify)
+        verify.set_defaults(run=verifier.main)
     train = commands.add_parser("train", help="train a VAE and draw what it learned")
     if argv[:1] == ["train"]:
         # Only now: `info` must run, and quickly, where the trainer's imports are missing.

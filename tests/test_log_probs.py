@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import mpmath
 import pytest
@@ -59,13 +60,13 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., mpmath.mpf], list[tu
     "bernoulli": (
         fastvae.bernoulli_log_prob,
         exact_bernoulli,
-        [(x, l) for x in GREY for l in LOGITS],
+        list(product(GREY, LOGITS)),
     ),
     "continuous_bernoulli": (
         fastvae.continuous_bernoulli_log_prob,
         exact_continuous_bernoulli,
         # where the paper's form is exact in 60 digits
-        [(x, l) for x in GREY for l in LOGITS if -100 < l < 100],
+        list(product(GREY, LOGITS[:-2])),
     ),
     "laplace": (
         fastvae.laplace_log_prob,
@@ -192,7 +193,7 @@ def test_mixture_and_categorical_are_their_definitions(device: torch.device) -> 
         x, logits, mean, log_scale, bins=BINS, event_ndim=1
     )
     torch.testing.assert_close(got, want.sum(-1))
-    arguments = [t.detach().requires_grad_() for t in (logits, mean, log_scale)]
+    arguments = [t[0].detach().requires_grad_() for t in (logits, mean, log_scale)]
     call = partial(fastvae.discretized_logistic_mixture_log_prob, x, bins=BINS)
     assert gradcheck(call, arguments)
 
@@ -200,7 +201,7 @@ def test_mixture_and_categorical_are_their_definitions(device: torch.device) -> 
     want = torch.distributions.Categorical(logits=logits).log_prob(index)
     got = fastvae.categorical_log_prob(index, logits, event_ndim=1)
     torch.testing.assert_close(got, want.sum(-1))
-    assert gradcheck(partial(fastvae.categorical_log_prob, index), logits.requires_grad_())
+    assert gradcheck(partial(fastvae.categorical_log_prob, index), logits[0].requires_grad_())
     with pytest.raises(TypeError, match=r"x has dtype torch.float64; want torch.int64"):
         fastvae.categorical_log_prob(x, logits)
 
