@@ -1,9 +1,10 @@
-"""Files that are whole at any moment: the trainer's checkpoint and its metrics."""
+"""Files that are whole at any moment: the trainer's checkpoint, metrics and report."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["load", "save", "write_csv"]
+__all__ = ["load", "save", "write_csv", "write_json"]
 
 _FORMAT = "fastvae train, 1"  # raised when older checkpoints cannot be read any more
 
@@ -47,6 +48,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, fl
     writer.writeheader()
     writer.writerows(rows)
     _write_atomically(path, text.getvalue().encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write numbers, strings, and lists and dicts of them."""
+    _write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

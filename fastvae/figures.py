@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .vae import VAE
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_images"]
 
 _ROWS, _COLUMNS = 8, 10
 _POINTS = 2000
@@ -56,9 +56,9 @@ def draw(
     rows = [row for pair in pairs for row in pair]
     samples = model.sample(_ROWS * _COLUMNS, seed=seed)
     axes[1, 0].set_title("held-out originals, each above its reconstruction")
-    _draw_images(axes[1, 0], rows, lowest, highest)
+    draw_images(axes[1, 0], rows, lowest, highest)
     axes[1, 1].set_title("samples from the prior")
-    _draw_images(axes[1, 1], list(samples.split(_COLUMNS)), lowest, highest)
+    draw_images(axes[1, 1], list(samples.split(_COLUMNS)), lowest, highest)
     figure.savefig(path, dpi=120)
 
 
@@ -108,7 +108,7 @@ def _plane(mu: Array) -> tuple[Array, tuple[str, str]]:
     return pca.transform(mu), (f"first component, {first}", f"second component, {second}")
 
 
-def _draw_images(axes: Axes, rows: Sequence[Tensor], lowest: float, highest: float) -> None:
+def draw_images(axes: Axes, rows: Sequence[Tensor], lowest: float, highest: float) -> None:
     """A grid of images, whose values `lowest` and `highest` are black and white."""
     scale = max(highest - lowest, 1e-12)
     pictures = [_pictures(((row - lowest) / scale).clamp(0, 1).cpu().numpy()) for row in rows]

@@ -1,7 +1,8 @@
 """`python -m fastvae train`: trains a VAE and draws what it learned.
 
-A run is a folder of three files: checkpoint.pt, from which `--resume` goes on bit for bit;
-metrics.csv, one row an epoch, in nats per example; figure.png, drawn at the end.
+A run is a folder of four files: checkpoint.pt, from which `--resume` goes on bit for bit;
+metrics.csv, one row an epoch, in nats per example; and at the end figure.png, and report.json on
+the held-out data. A sweep is a folder of runs, with a table and a figure that compare them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -22,59 +22,18 @@ import torch
 from . import checkpoint, data
 from .backend import use_backend
 from .functional import has_kernels
-from .trainer import COLUMNS, Settings, Trainer
+from .options import SWEEPS, add_arguments
+from .settings import Settings
+from .trainer import COLUMNS, Trainer
 
 __all__ = ["add_arguments", "main"]
 
 T = TypeVar("T")
 
 RUNS = Path("runs")
-CHECKPOINT, METRICS, FIGURE = "checkpoint.pt", "metrics.csv", "figure.png"
+CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
+FIGURE, REPORT = "figure.png", "report.json"
 EXTRAS = ("matplotlib", "PIL", "sklearn", "tqdm")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `python -m fastvae train`."""
-    whole = _number(int, "a whole number above 0", lambda n: n > 0)
-    seed = _number(int, "a whole number from 0 to 2^63 - 1", lambda n: 0 <= n < 2**63)
-    positive = _number(float, "a number above 0", lambda v: 0 < v < math.inf)
-    not_negative = _number(float, "a number of at least 0", lambda v: 0 <= v < math.inf)
-    options: tuple[tuple[str, Callable[[str], Any], str], ...] = (
-        ("data", str, "'digits', an .npz or .npy array, or a folder of images"),
-        ("epochs", whole, "passes over the data, those before --resume included"),
-        ("latent-dim", whole, "size of the latent"),
-        ("hidden", whole, "size of the hidden layers"),
-        ("beta", not_negative, "weight of the KL divergence"),
-        ("sigma", positive, "standard deviation of the likelihood"),
-        ("batch-size", whole, "examples in a step"),
-        ("lr", positive, "learning rate of Adam"),
-        ("seed", seed, "of weights, split, order and noise"),
-    )
-    for name, kind, text in options:
-        # The default is not argparse's, because --resume must know what was typed.
-        default = getattr(Settings, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: {default})")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument(
-        "--backend",
-        choices=("native", "reference"),
-        help="compiled kernels or plain PyTorch (default: FASTVAE_BACKEND, or native)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=whole,
-        default=1,
-        help="of the CPU; more pay for large models only, and change the rounding (default: 1)",
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder of the run (default: a new one, such as runs/digits-2)"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --out (default: the latest), under its own settings",
-    )
-    parser.set_defaults(error=parser.error)  # for what shows only after parsing
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -87,48 +46,87 @@ def main(arguments: argparse.Namespace) -> int:
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
         error(f"not installed: {', '.join(missing)}; want pip install 'fastvae-kernels[train]'")
-
-    def attempt(argument: str, function: Callable[..., T], *values: Any) -> T:
-        try:
-            return function(*values)
-        except (OSError, RuntimeError, ValueError) as problem:
-            error(f"argument {argument}: {problem}")
-
-    folder, state = arguments.out, None
-    if arguments.resume:
-        folder = folder or attempt("--resume", _latest_run, arguments.data or Settings.data)
-        state = attempt("--resume", checkpoint.load, folder / CHECKPOINT)
-    settings = _settings(arguments, state, error)
-    dataset = attempt("--data", _dataset, settings.data, state)
-    device = attempt("--device", _device, arguments.device)
+    swept = [name for name in SWEEPS if getattr(arguments, f"sweep_{name}") is not None]
+    if len(swept) > 1:
+        error(f"argument --sweep-{swept[1]}: --sweep-{swept[0]} is given; want one of them")
+    name = "-sweep-".join([_run_name(arguments.data or Settings.data), *swept])
+    if arguments.out is not None:
+        folder = arguments.out
+    elif arguments.resume:
+        folder = _attempt(arguments, "--resume", _latest_run, name)
+    else:
+        folder = _unused(name)
     with ExitStack() as stack:
         if arguments.backend is not None:
-            attempt("--backend", stack.enter_context, use_backend(arguments.backend))
+            backend = _attempt(arguments, "--backend", use_backend, arguments.backend)
+            _attempt(arguments, "--backend", stack.enter_context, backend)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(arguments.threads)  # 1 is as fast for digits, also on a busy machine
-        trainer = Trainer(settings, dataset.x, device)
-        if state is None:
-            folder = attempt("--out", _new_run, folder, settings.data)
-        else:
-            trainer.load_state_dict(state)
         try:
-            _run(trainer, dataset, folder)
+            if swept:
+                _sweep(arguments, swept[0], folder)
+            else:
+                _single(arguments, folder, arguments.resume)
         except KeyboardInterrupt:
             print(f"\ninterrupted; to go on: --resume --out {folder}", file=sys.stderr)
             return 130
         except FloatingPointError as problem:
-            print(
-                f"stopped: {problem}; {folder / CHECKPOINT} holds epoch {len(trainer.history)}. "
-                f"Try a smaller --lr than {settings.lr:g} or a --sigma above {settings.sigma:g}",
-                file=sys.stderr,
-            )
+            print(f"stopped: {problem}", file=sys.stderr)
             return 1
     return 0
 
 
-def _run(trainer: Trainer, dataset: data.Dataset, folder: Path) -> None:
-    """Train to the last epoch, keeping the files of `folder` up to date, and draw."""
-    from . import figures  # only here: they need what may not be installed
+def _attempt(
+    arguments: argparse.Namespace, argument: str, function: Callable[..., T], *values: Any
+) -> T:
+    """Calls a function; what it objects to is the fault of an argument."""
+    try:
+        return function(*values)
+    except (OSError, RuntimeError, ValueError) as problem:
+        arguments.error(f"argument {argument}: {problem}")
+        raise
+
+
+def _sweep(arguments: argparse.Namespace, name: str, folder: Path) -> None:
+    """One run for each value of a setting, each in a folder of its own, and their comparison."""
+    from . import sweep  # only here: it needs what may not be installed
+
+    runs = {}
+    for value in getattr(arguments, f"sweep_{name}"):
+        setattr(arguments, name, value)
+        run = folder / f"{name}-{value}"
+        # Of a sweep that was interrupted, some runs have not begun.
+        runs[value] = _single(arguments, run, arguments.resume and (run / CHECKPOINT).exists())
+    sweep.compare(folder, name, runs)
+
+
+def _single(
+    arguments: argparse.Namespace, folder: Path, resume: bool
+) -> tuple[Trainer, dict[str, Any]]:
+    """One run from its arguments to its files; the trainer, and its report."""
+    state = (
+        _attempt(arguments, "--resume", checkpoint.load, folder / CHECKPOINT) if resume else None
+    )
+    settings = _settings(arguments, state)
+    dataset = _attempt(arguments, "--data", _dataset, settings.data, state)
+    device = _attempt(arguments, "--device", _device, arguments.device)
+    trainer = Trainer(settings, dataset.x, device)
+    if state is None:
+        _attempt(arguments, "--out", _make, folder)
+    else:
+        trainer.load_state_dict(state)
+    try:
+        return trainer, _run(trainer, dataset, folder, arguments.log_likelihood_samples)
+    except FloatingPointError as problem:
+        raise FloatingPointError(
+            f"{problem}; {folder / CHECKPOINT} holds epoch {len(trainer.history)}. Try a smaller "
+            f"--lr than {settings.lr:g}, or a larger --sigma or --min-sigma"
+        ) from problem
+
+
+def _run(trainer: Trainer, dataset: data.Dataset, folder: Path, n_samples: int) -> dict[str, Any]:
+    """Train to the last epoch, keeping the files of `folder` up to date, report and draw."""
+    from . import figures
 
     backend = "native" if has_kernels(trainer.train) else "reference"
     print(
@@ -141,15 +139,22 @@ def _run(trainer: Trainer, dataset: data.Dataset, folder: Path) -> None:
     x = torch.cat([trainer.heldout, trainer.train])
     model, seed = trainer.model.eval(), trainer.settings.seed
     figures.draw(folder / FIGURE, model, trainer.history, x, labels, seed=seed)
+    report = trainer.report(n_samples)
+    checkpoint.write_json(folder / REPORT, report)
     first, last = trainer.history[0], trainer.history[-1]
     print(
         f"held-out ELBO {first['heldout_elbo']:.2f} -> {last['heldout_elbo']:.2f} nats per example "
         f"(rate {last['heldout_rate']:.2f}, distortion {last['heldout_distortion']:.2f}), "
         f"{sum(row['seconds'] for row in trainer.history):.1f} s\n"
+        f"held-out ln p(x) {report['log_likelihood']:.2f} ± "
+        f"{report['log_likelihood_standard_error']:.2f} nats, {report['bits_per_dim']:.3f} "
+        f"bits/dim, {report['active_units']} of {trainer.settings.latent_dim} units active\n"
         f"pictures    {folder / FIGURE}\n"
         f"metrics     {folder / METRICS}\n"
+        f"report      {folder / REPORT}\n"
         f"checkpoint  {folder / CHECKPOINT}"
     )
+    return report
 
 
 def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
@@ -176,41 +181,30 @@ def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
 # ---- From arguments to what they mean ------------------------------------------------------------
 
 
-def _number(
-    kind: Callable[[str], float], wanted: str, allowed: Callable[[float], bool]
-) -> Callable[[str], float]:
-    """A `type` for argparse."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not allowed(value):
-            raise argparse.ArgumentTypeError(f"is {text!r}; want {wanted}")
-        return value
-
-    return parse
-
-
-def _settings(
-    arguments: argparse.Namespace, state: dict[str, Any] | None, error: Callable[[str], NoReturn]
-) -> Settings:
+def _settings(arguments: argparse.Namespace, state: dict[str, Any] | None) -> Settings:
     """What was typed, over the settings of the resumed run, over the defaults."""
     names = [field.name for field in dataclasses.fields(Settings)]
     typed = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if typed.get("data", data.DIGITS) != data.DIGITS:
         typed["data"] = str(Path(typed["data"]).resolve())  # to be found again from elsewhere
-    if state is None:
-        return Settings(**typed)
-    saved, done = state["settings"], len(state["history"])
-    for name, value in typed.items():
-        if name != "epochs" and value != saved[name]:
-            option = "--" + name.replace("_", "-")
-            error(f"argument {option}: is {value}; want the resumed run's {saved[name]}")
-    if typed.get("epochs", done) < done:
-        error(f"argument --epochs: is {typed['epochs']}; want at least the resumed run's {done}")
-    return Settings(**{**saved, **typed})
+    saved: dict[str, Any] = {}
+    if state is not None:
+        saved, done = state["settings"], len(state["history"])
+        for name, value in typed.items():
+            if name != "epochs" and value != saved[name]:
+                option = "--" + name.replace("_", "-")
+                arguments.error(
+                    f"argument {option}: is {value}; want the resumed run's {saved[name]}"
+                )
+        if typed.get("epochs", done) < done:
+            arguments.error(
+                f"argument --epochs: is {typed['epochs']}; want at least the resumed run's {done}"
+            )
+    try:
+        return Settings(**{**saved, **typed})
+    except ValueError as problem:
+        arguments.error(str(problem))
+        raise
 
 
 def _dataset(source: str, state: dict[str, Any] | None) -> data.Dataset:
@@ -240,29 +234,32 @@ def _run_name(source: str) -> str:
     return Path(source).stem or "data"
 
 
-def _latest_run(source: str) -> Path:
-    """The run of a data set that was saved last."""
-    pattern = re.compile(re.escape(_run_name(source)) + r"(-\d+)?")
-    found = [path for path in RUNS.glob(f"*/{CHECKPOINT}") if pattern.fullmatch(path.parent.name)]
+def _latest_run(name: str) -> Path:
+    """The run, or the sweep, of a name that was saved last."""
+    pattern = re.compile(re.escape(name) + r"(-\d+)?")
+    saved = (*RUNS.glob(f"*/{CHECKPOINT}"), *RUNS.glob(f"*/*/{CHECKPOINT}"))
+    found = [path for path in saved if pattern.fullmatch(path.relative_to(RUNS).parts[0])]
     if not found:
-        raise ValueError(f"no run of {source} in {RUNS}; want --out with the folder of a run")
-    return max(found, key=lambda path: path.stat().st_mtime_ns).parent
+        raise ValueError(f"no run of {name} in {RUNS}; want --out with the folder of a run")
+    latest = max(found, key=lambda path: path.stat().st_mtime_ns)
+    return RUNS / latest.relative_to(RUNS).parts[0]
 
 
-def _new_run(folder: Path | None, source: str) -> Path:
-    """Make the folder of a new run: nothing of an earlier one is ever written over."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = [name for name in (CHECKPOINT, METRICS, FIGURE) if (folder / name).exists()]
-        if found:
-            raise ValueError(
-                f"is {folder}, where a run left {', '.join(found)}; want --resume too, to go on "
-                "with that run, or another folder"
-            )
-        return folder
-    folder, number = RUNS / _run_name(source), 1
+def _unused(name: str) -> Path:
+    """A folder that does not exist."""
+    folder, number = RUNS / name, 1
     while folder.exists():
         number += 1
-        folder = RUNS / f"{_run_name(source)}-{number}"
-    folder.mkdir(parents=True)
+        folder = RUNS / f"{name}-{number}"
     return folder
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of a new run: nothing of an earlier one is ever written over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [name for name in (CHECKPOINT, METRICS, FIGURE, REPORT) if (folder / name).exists()]
+    if found:
+        raise ValueError(
+            f"is {folder}, where a run left {', '.join(found)}; want --resume too, to go on with "
+            "that run, or another folder"
+        )

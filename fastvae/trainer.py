@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .data import DIGITS
-from .likelihoods import Gaussian
-from .objectives import ELBO
-from .penalties import Beta
-from .vae import VAE
+from .settings import Settings, annealing, build_model
 
-__all__ = ["COLUMNS", "Settings", "Trainer", "build_model"]
+__all__ = ["COLUMNS", "Trainer"]
+
+_REPORTED = 1000
 
 COLUMNS = (
     "epoch",
@@ -30,21 +28,6 @@ COLUMNS = (
     "heldout_distortion",
     "seconds",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """All that decides a run's numbers; kept in its checkpoint."""
-
-    data: str = DIGITS
-    epochs: int = 100
-    latent_dim: int = 6
-    hidden: int = 256
-    beta: float = 1.0
-    sigma: float = 0.2
-    batch_size: int = 64
-    lr: float = 1e-3
-    seed: int = 0
 
 
 class Trainer:
@@ -68,7 +51,8 @@ class Trainer:
         self.train = x[order[held_out:]].to(device)
         with torch.random.fork_rng(devices=[]):  # the same weights on every device
             torch.manual_seed(settings.seed)
-            self.model = build_model(x.shape[1:], settings).to(device)
+            self.model = build_model(x[order[held_out:]], settings).to(device)
+        self.annealing = annealing(settings, self.steps)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
         self.history: list[dict[str, float]] = []
 
@@ -97,7 +81,9 @@ class Trainer:
         seeds = torch.from_numpy(rng.integers(2**63, size=self.steps)).to(self.train.device)
         totals = _Totals(self.train)
         self.model.train()
-        for batch, seed in zip(order.split(self.settings.batch_size), seeds, strict=True):
+        batches = order.split(self.settings.batch_size)
+        for step, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
+            self._anneal(step + (epoch - 1) * self.steps)
             output = self.model(self.train[batch], seed=seed)
             self.optimizer.zero_grad()
             output.loss.backward()
@@ -116,6 +102,11 @@ class Trainer:
         self.history.append(row)
         return row
 
+    def _anneal(self, step: int) -> None:
+        if self.annealing is not None:
+            name, schedule = self.annealing
+            setattr(self.model.objective.penalty, name, schedule(step))  # type: ignore[attr-defined]
+
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Metrics of the held-out data, under the same noise every time."""
@@ -125,6 +116,24 @@ class Trainer:
             output = self.model(batch, seed=seed)
             totals.add(output.kl, output.log_likelihood)
         return totals.metrics("heldout")
+
+    def report(self, n_samples: int) -> dict[str, Any]:
+        """`VAE.report` of the held-out data, at most its first 1000 examples, and the mean of their
+        ln p(x) by importance sampling with `n_samples`; under the same noise every time."""
+        x = self.heldout[:_REPORTED]
+        self.model.eval()
+        estimates = [
+            self.model.log_likelihood(batch, n_samples, seed=seed)
+            for seed, batch in enumerate(x.split(self.settings.batch_size))
+        ]
+        value, error, ess = (torch.cat(parts) for parts in zip(*estimates, strict=True))
+        return {
+            **self.model.report(x, seed=0).as_dict(),
+            "log_likelihood": value.mean().item(),
+            "log_likelihood_standard_error": error.square().sum().sqrt().item() / len(x),
+            "log_likelihood_samples": n_samples,
+            "effective_sample_size": ess.median().item(),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on, but for the data."""
@@ -159,33 +168,3 @@ class _Totals:
             f"{split}_rate": rate,
             f"{split}_distortion": distortion,
         }
-
-
-def build_model(shape: torch.Size, settings: Settings) -> VAE:
-    """A VAE of two multilayer perceptrons for examples of any shape.
-
-    Smooth activations: at the kinks of ReLU, the rounding differences between backends, instruction
-    sets or devices grow until the loss curves part.
-    """
-    size, hidden, latent = shape.numel(), settings.hidden, settings.latent_dim
-    encoder = nn.Sequential(
-        nn.Flatten(),
-        *(nn.Linear(size, hidden), nn.SiLU()),
-        *(nn.Linear(hidden, hidden), nn.SiLU()),
-        *(nn.Linear(hidden, hidden), nn.SiLU()),
-        nn.Linear(hidden, 2 * latent),
-    )
-    decoder = nn.Sequential(
-        *(nn.Linear(latent, hidden), nn.SiLU()),
-        *(nn.Linear(hidden, hidden), nn.SiLU()),
-        *(nn.Linear(hidden, hidden), nn.SiLU()),
-        nn.Linear(hidden, size),
-        nn.Unflatten(1, shape),
-    )
-    return VAE(
-        encoder,
-        decoder,
-        latent_shape=latent,
-        likelihood=Gaussian(settings.sigma),
-        objective=ELBO(Beta(settings.beta)),
-    )

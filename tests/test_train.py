@@ -15,10 +15,14 @@ from PIL import Image
 import fastvae
 from fastvae import checkpoint, data
 from fastvae.cli import main
-from fastvae.trainer import COLUMNS, Settings, Trainer
+from fastvae.settings import Settings
+from fastvae.trainer import COLUMNS, Trainer
 
-SMALL = ("--hidden", "32", "--latent-dim", "3", "--batch-size", "128", "--device", "cpu")
-FILES = {"checkpoint.pt", "metrics.csv", "figure.png"}
+SMALL = (
+    *("--hidden", "32", "--latent-dim", "3", "--batch-size", "128"),
+    *("--log-likelihood-samples", "20", "--device", "cpu"),
+)
+FILES = {"checkpoint.pt", "metrics.csv", "figure.png", "report.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -286,7 +290,7 @@ def test_bad_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--epochs", 0), "argument --epochs: is '0'; want a whole number above 0"),
         (("--latent-dim", 1.5), "argument --latent-dim: is '1.5'; want a whole number above 0"),
-        (("--sigma", "nan"), "argument --sigma: is 'nan'; want a number above 0"),
+        (("--sigma", "nan"), "argument --sigma: is 'nan'; want a number above 0, or learned"),
         (("--lr", "inf"), "argument --lr: is 'inf'; want a number above 0"),
         (("--beta", -1), "argument --beta: is '-1'; want a number of at least 0"),
         (("--seed", 2**63), "argument --seed: is '9223372036854775808'; want"),

@@ -1,0 +1,127 @@
+"""The options of `python -m fastvae train`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .settings import LIKELIHOODS, OBJECTIVES, POSTERIORS, PRIORS, SIGMAS, Settings
+
+__all__ = ["SWEEPS", "add_arguments"]
+
+SWEEPS = ("beta", "sigma", "samples")
+"""Settings of which `--sweep-...` compares several values."""
+
+
+def _number(
+    kind: Callable[[str], float], wanted: str, allowed: Callable[[float], bool]
+) -> Callable[[str], float]:
+    """A `type` for argparse."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"is {text!r}; want {wanted}")
+        return value
+
+    return parse
+
+
+_WHOLE = _number(int, "a whole number above 0", lambda n: n > 0)
+_COUNT = _number(int, "a whole number of at least 0", lambda n: n >= 0)
+_SEED = _number(int, "a whole number from 0 to 2^63 - 1", lambda n: 0 <= n < 2**63)
+_POSITIVE = _number(float, "a number above 0", lambda v: 0 < v < math.inf)
+_NOT_NEGATIVE = _number(float, "a number of at least 0", lambda v: 0 <= v < math.inf)
+
+
+def _sigma(text: str) -> float | str:
+    names = ", ".join(SIGMAS)
+    positive = _number(float, f"a number above 0, or {names}", lambda v: 0 < v < math.inf)
+    return text if text in SIGMAS else positive(text)
+
+
+# Name, type or choices, help. Each is a field of `Settings`, from which the default is.
+_SETTINGS: dict[str, tuple[tuple[str, Callable[[str], Any] | tuple[str, ...], str], ...]] = {
+    "data and training": (
+        ("data", str, "'digits', an .npz or .npy array, or a folder of images"),
+        ("epochs", _WHOLE, "passes over the data, those before --resume included"),
+        ("batch-size", _WHOLE, "examples in a step"),
+        ("lr", _POSITIVE, "learning rate of Adam"),
+        ("seed", _SEED, "of weights, split, order and noise"),
+    ),
+    "model": (
+        ("latent-dim", _WHOLE, "size of the latent"),
+        ("hidden", _WHOLE, "size of the hidden layers"),
+        ("layers", _COUNT, "number of hidden layers; 0 is a linear VAE"),
+        ("likelihood", LIKELIHOODS, "p(x | z)"),
+        (
+            "sigma",
+            _sigma,
+            "scale of a Gaussian or Laplace likelihood: a number; learned: one for all pixels, one "
+            "a channel, or one a pixel; given by the decoder; or optimal for the batch",
+        ),
+        ("min-sigma", _POSITIVE, "floor of a sigma that is not a number"),
+        ("bins", _WHOLE, "levels of a logistic or categorical likelihood, from 0 to 1"),
+        ("prior", PRIORS, "p(z)"),
+        ("components", _WHOLE, "of a mixture or vamp prior"),
+        ("posterior", POSTERIORS, "covariance of q(z | x)"),
+    ),
+    "objective": (
+        ("objective", OBJECTIVES, "stl is the ELBO by sticking the landing"),
+        ("samples", _WHOLE, "of z for each example"),
+        ("beta", _NOT_NEGATIVE, "weight of the KL divergence"),
+        ("warmup", _COUNT, "epochs in which beta, or the capacity, rises from 0"),
+        ("cycles", _WHOLE, "warm-ups, each followed by as many epochs at the full value"),
+        ("capacity", _NOT_NEGATIVE, "pay beta |KL - capacity|, in nats, instead of beta KL"),
+        ("free-bits", _NOT_NEGATIVE, "nats of each latent dimension that cost nothing"),
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `python -m fastvae train`."""
+    for title, options in _SETTINGS.items():
+        group = parser.add_argument_group(title)
+        for name, kind, text in options:
+            # The default is not argparse's, because --resume must know what was typed.
+            default = getattr(Settings, name.replace("-", "_"))
+            known: dict[str, Any] = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
+            group.add_argument(f"--{name}", **known, help=f"{text} (default: {default})")
+            if name in SWEEPS:
+                sweep = f"one run for each value of --{name}, and a figure that compares them"
+                group.add_argument(f"--sweep-{name}", **known, nargs="+", help=sweep)
+    run = parser.add_argument_group("run")
+    run.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    run.add_argument(
+        "--backend",
+        choices=("native", "reference"),
+        help="compiled kernels or plain PyTorch (default: FASTVAE_BACKEND, or native)",
+    )
+    run.add_argument(
+        "--threads",
+        type=_WHOLE,
+        default=1,
+        help="of the CPU; more pay for large models only, and change the rounding (default: 1)",
+    )
+    run.add_argument(
+        "--log-likelihood-samples",
+        type=_WHOLE,
+        default=1000,
+        metavar="N",
+        help="importance samples for each held-out example's ln p(x) at the end (default: 1000)",
+    )
+    run.add_argument(
+        "--out", type=Path, help="folder of the run (default: a new one, such as runs/digits-2)"
+    )
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out (default: the latest), under its own settings",
+    )
+    parser.set_defaults(error=parser.error)  # for what shows only after parsing
