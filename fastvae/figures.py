@@ -108,8 +108,15 @@ def _plane(mu: Array) -> tuple[Array, tuple[str, str]]:
     return pca.transform(mu), (f"first component, {first}", f"second component, {second}")
 
 
-def draw_images(axes: Axes, rows: Sequence[Tensor], lowest: float, highest: float) -> None:
-    """A grid of images, whose values `lowest` and `highest` are black and white."""
+def draw_images(
+    axes: Axes,
+    rows: Sequence[Tensor],
+    lowest: float,
+    highest: float,
+    names: Sequence[str] = (),
+) -> None:
+    """A grid of images, in rows called `names`; the values `lowest` and `highest` are black and
+    white."""
     scale = max(highest - lowest, 1e-12)
     pictures = [_pictures(((row - lowest) / scale).clamp(0, 1).cpu().numpy()) for row in rows]
     height, width, *colours = pictures[0].shape[1:]
@@ -120,7 +127,10 @@ def draw_images(axes: Axes, rows: Sequence[Tensor], lowest: float, highest: floa
             top, left = gap + i * (height + gap), gap + j * (width + gap)
             canvas[top : top + height, left : left + width] = picture
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
-    axes.axis("off")
+    axes.set_xticks([])
+    axes.set_yticks([gap + i * (height + gap) + height / 2 for i in range(len(names))], names)
+    axes.tick_params(left=False)
+    axes.spines[:].set_visible(False)
 
 
 def _pictures(x: Array) -> Array:

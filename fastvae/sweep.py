@@ -69,12 +69,12 @@ def _draw(path: Path, name: str, runs: Runs) -> None:
     _draw_values(axes[0, 1], _LABELS[name], [str(value) for value in runs], reports)
     _draw_curves(axes[1, 0], labels, trainers)
     x = trainers[0].heldout[:_EXAMPLES]
-    rows = [x, *(trainer.model.reconstruct(x).detach() for trainer in trainers)]
-    rows += [trainer.model.sample(_EXAMPLES, seed=trainer.settings.seed) for trainer in trainers]
-    axes[1, 1].set_title(
-        "held-out originals, their reconstructions, and samples\n(rows: " + "; ".join(labels) + ")"
-    )
-    figures.draw_images(axes[1, 1], rows, x.min().item(), x.max().item())
+    models = [trainer.model for trainer in trainers]
+    rows = [x, *(model.reconstruct(x).detach() for model in models)]
+    rows += [model.sample(_EXAMPLES, seed=trainers[0].settings.seed) for model in models]
+    axes[1, 1].set_title("held-out originals, reconstructions; samples from the prior")
+    names = ["originals", *labels, *(f"sample, {label}" for label in labels)]
+    figures.draw_images(axes[1, 1], rows, x.min().item(), x.max().item(), names)
     figure.savefig(path, dpi=120)
 
 
@@ -82,8 +82,7 @@ def _draw_plane(axes: Axes, labels: list[str], reports: list[dict[str, Any]]) ->
     """Distortion over rate, with lines of equal ELBO."""
     rates = [report["rate"] for report in reports]
     distortions = [report["distortion"] for report in reports]
-    order = sorted(range(len(rates)), key=rates.__getitem__)
-    axes.plot([rates[i] for i in order], [distortions[i] for i in order], "C7-", alpha=0.6)
+    axes.plot(rates, distortions, "C7-", alpha=0.4)
     for i, label in enumerate(labels):
         axes.plot(rates[i], distortions[i], f"C{i}o", label=label)
     axes.margins(0.15)

@@ -53,13 +53,20 @@ class Trainer:
             torch.manual_seed(settings.seed)
             self.model = build_model(x[order[held_out:]], settings).to(device)
         self.annealing = annealing(settings, self.steps)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=settings.lr)
         self.history: list[dict[str, float]] = []
 
     @staticmethod
     def split(n: int, seed: int) -> Tensor:
         """The order of the examples of which the first are held out."""
         return torch.from_numpy(np.random.default_rng(seed).permutation(n))
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """A learned sigma apart: it has a long way to go, and Adam moves it by lr in a step."""
+        scale = list(self.model.likelihood.parameters())
+        others = [p for p in self.model.parameters() if all(p is not own for own in scale)]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        return [*groups, {"params": scale, "lr": 10 * self.settings.lr}] if scale else groups
 
     @property
     def steps(self) -> int:
