@@ -48,10 +48,10 @@ def compare(folder: Path, name: str, runs: Runs) -> None:
     checkpoint.write_csv(folder / TABLE, (name, *COLUMNS), rows)
     _draw(folder / FIGURE, name, runs)
     print(
-        f"\n{name:>10}" + "".join(f"{column:>14}" for column in COLUMNS[:4]) + "  (held-out nats)"
+        f"\n{name:>10}" + "".join(f"{column:>16}" for column in COLUMNS[:4]) + "  (held-out nats)"
     )
     for row in rows:
-        print(f"{row[name]:>10}" + "".join(f"{row[column]:14.3f}" for column in COLUMNS[:4]))
+        print(f"{row[name]:>10}" + "".join(f"{row[column]:16.3f}" for column in COLUMNS[:4]))
     print(f"\ncomparison  {folder / FIGURE}\ntable       {folder / TABLE}")
 
 
