@@ -65,7 +65,7 @@ def _draw(path: Path, name: str, runs: Runs) -> None:
     labels = [f"{_LABELS[name]} = {value}" for value in runs]
     reports = [report for _, report in runs.values()]
     trainers = [trainer for trainer, _ in runs.values()]
-    _draw_plane(axes[0, 0], labels, reports)
+    _draw_plane(axes[0, 0], labels, reports, curve=name == "beta")
     _draw_values(axes[0, 1], _LABELS[name], [str(value) for value in runs], reports)
     _draw_curves(axes[1, 0], labels, trainers)
     x = trainers[0].heldout[:_EXAMPLES]
@@ -78,11 +78,14 @@ def _draw(path: Path, name: str, runs: Runs) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw_plane(axes: Axes, labels: list[str], reports: list[dict[str, Any]]) -> None:
+def _draw_plane(
+    axes: Axes, labels: list[str], reports: list[dict[str, Any]], *, curve: bool
+) -> None:
     """Distortion over rate, with lines of equal ELBO."""
     rates = [report["rate"] for report in reports]
     distortions = [report["distortion"] for report in reports]
-    axes.plot(rates, distortions, "C7-", alpha=0.4)
+    if curve:
+        axes.plot(rates, distortions, "C7-", alpha=0.4)
     for i, label in enumerate(labels):
         axes.plot(rates[i], distortions[i], f"C{i}o", label=label)
     axes.margins(0.15)
