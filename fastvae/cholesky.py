@@ -66,6 +66,8 @@ class CholeskyGaussian(Distribution):
                 f"params has shape {list(params.shape)}; want a last dimension of k (k + 3) / 2, "
                 "such as 2, 5, 9, 14"
             )
+        if params.dtype in (torch.bfloat16, torch.float16):  # which triangular solvers do not take
+            params = params.float()
         mu, logvar, below = params.split([k, k, size - 2 * k], -1)
         scale_tril = torch.diag_embed(torch.exp(0.5 * logvar))
         rows, columns = torch.tril_indices(k, k, -1, device=params.device)

@@ -188,16 +188,14 @@ def gradient_estimators(device: torch.device) -> Results:
 
 def sigma_and_beta(device: torch.device) -> Results:
     x, mean = _normal(device, 20, 6), _normal(device, 20, 6, seed=1).requires_grad_()
-    optimal = likelihoods.OptimalGaussian().train()
+    optimal, through = (likelihoods.OptimalGaussian(through_sigma=t).to(x) for t in (False, True))
     mse = (x - mean).square().mean()
     nll = -optimal.log_prob(x, mean).sum()
     closed = x.numel() / 2 * torch.log(2 * math.pi * math.e * mse)
     yield "optimal σ: NLL = (N/2) ln(2πe·MSE)", _largest(nll - closed), EXACT
     grads = [
-        torch.autograd.grad(
-            likelihoods.OptimalGaussian(through_sigma=through).log_prob(x, mean).sum(), mean
-        )[0]
-        for through in (False, True)
+        torch.autograd.grad(likelihood.log_prob(x, mean).sum(), mean)[0]
+        for likelihood in (optimal, through)
     ]
     yield "no gradient passes through the optimal σ", _largest(grads[0] - grads[1]), EXACT
 

@@ -158,7 +158,7 @@ def test_optimal_sigma(device: torch.device) -> None:
         assert -other.log_prob(x, mean).sum() > nll
 
     # Through sigma or not: the same for the batch's mean, not for one example's.
-    through = fastvae.OptimalGaussian(through_sigma=True)
+    through = fastvae.OptimalGaussian(through_sigma=True).to(device)
     (plain,) = torch.autograd.grad(likelihood.log_prob(x, mean).mean(), mean)
     (full,) = torch.autograd.grad(through.log_prob(x, mean).mean(), mean)
     torch.testing.assert_close(full, plain)
@@ -168,7 +168,7 @@ def test_optimal_sigma(device: torch.device) -> None:
     assert full[1:].all()  # the others decide about sigma
 
     # In evaluation, the average over batches: an example does not depend on others.
-    likelihood = fastvae.OptimalGaussian(momentum=0.5)
+    likelihood = fastvae.OptimalGaussian(momentum=0.5).to(device)
     for scale in (1.0, 2.0, 4.0):
         likelihood.log_prob(scale * x, scale * mean)
     average = mse * ((1 + 4) / 2 + 16) / 2

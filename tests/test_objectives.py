@@ -189,6 +189,21 @@ def test_bounds_rise_with_k(device: torch.device) -> None:
     assert elbo == pytest.approx(exact - gap.mean().item(), abs=0.02 * gap.mean().item())
 
 
+@pytest.mark.parametrize("posterior", [None, fastvae.CholeskyGaussian.from_params])
+def test_autocast(device: torch.device, posterior: object) -> None:
+    size = 2 * L if posterior is None else L * (L + 3) // 2
+    model, x = mlp(device, params=size, posterior=posterior)
+    model, x = model.float(), x.float()
+    for objective in (ELBO(), ELBO(samples=2), STL(2), IWAE(5), DReG(5)):
+        model.objective = objective
+        expected = model(x, seed=0).loss
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = model(x, seed=0).loss
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected, rtol=0.05, atol=0.05)
+        loss.backward()
+
+
 # ---- Penalties -----------------------------------------------------------------------------------
 
 
