@@ -22,7 +22,7 @@ class Bound:
             `DiagonalGaussianDistribution`, from which the default bounds are.
         "soft": high' = high - softplus(high - lv), then low + softplus(high' - low): smooth and
             strictly increasing, lv itself far from both ends (Chua et al. 2018, "Deep reinforcement
-            learning in a handful of trials", appendix A.1). The upper end is exceeded by at most
+            learning in a handful of trials"). The upper end is exceeded by at most
             ln(1 + e^{low - high}).
         "straight_through": the hard value, with the gradient of lv (Bengio et al. 2013).
 

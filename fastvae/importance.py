@@ -171,8 +171,8 @@ def importance_sampling(
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> LogLikelihood:
-    """ln p(x) ~ ln 1/n sum_i p(x | z_i) p(z_i) / q(z_i | x), z_i ~ q(z | x) (Rezende et al. 2014,
-    appendix E; Burda et al. 2016).
+    """ln p(x) ~ ln 1/n sum_i p(x | z_i) p(z_i) / q(z_i | x), z_i ~ q(z | x) (Rezende et al. 2014;
+    Burda et al. 2016).
 
     Samples stream through in chunks: memory is that of one chunk whatever `n_samples` is. The
     expectation of the value rises with n_samples, towards ln p(x).

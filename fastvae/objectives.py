@@ -136,7 +136,7 @@ class StickingTheLanding:
     Its value is that of the Monte Carlo ELBO. Its gradient by phi is the path derivative
     mean_k (d ln w_k / dz_k) (dz_k / dphi) alone: the score term, whose mean is 0, is left out, and
     so is its variance, which is all of the variance where q is the exact posterior (Roeder, Wu &
-    Duvenaud 2017, "Sticking the landing", eq. 8).
+    Duvenaud 2017, "Sticking the landing").
 
     Args:
         samples: K.
@@ -174,9 +174,9 @@ class StickingTheLanding:
 @dataclasses.dataclass
 class IWAE:
     """ln 1/K sum_k w_k, a bound that rises with K towards ln p(x) (Burda, Grosse & Salakhutdinov
-    2016, "Importance weighted autoencoders", eq. 8).
+    2016, "Importance weighted autoencoders").
 
-    Its gradient is sum_k v_k d ln w_k, v = softmax(ln w) (eq. 14). With K = 1 it is the ELBO with
+    Its gradient is sum_k v_k d ln w_k, v = softmax(ln w). With K = 1 it is the ELBO with
     its KL by Monte Carlo.
 
     Args:
@@ -207,7 +207,7 @@ class IWAE:
 @dataclasses.dataclass
 class DReG:
     """The IWAE bound, with the encoder's gradient doubly reparameterized (Tucker, Lawson, Gu &
-    Maddison 2019, "Doubly reparameterized gradient estimators for Monte Carlo objectives", eq. 8):
+    Maddison 2019, "Doubly reparameterized gradient estimators for Monte Carlo objectives"):
 
         sum_k v_k^2 (d ln w_k / dz_k) (dz_k / dphi),    v = softmax(ln w)
 

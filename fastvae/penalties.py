@@ -79,7 +79,7 @@ class Capacity:
 class FreeBits:
     """beta sum_j max(lambda, KL_j): the first lambda nats of each group j of latent dimensions cost
     nothing (Kingma et al. 2016, "Improving variational inference with inverse autoregressive flow",
-    eq. 15), KL_j being the batch's mean.
+    appendix), KL_j being the batch's mean.
 
     Args:
         nats: lambda, at least 0.
