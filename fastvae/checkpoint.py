@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: the trainer's checkpoint, metrics and report."""
+"""Files that are whole at any moment: checkpoints, metrics, reports, results."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, fl
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write numbers, strings, and lists and dicts of them."""
-    _write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    _write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

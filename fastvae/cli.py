@@ -1,8 +1,9 @@
-"""The command line: `python -m fastvae info`, `verify` and `train`."""
+"""The command line: `python -m fastvae info`, `verify`, `train` and `bench`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -21,19 +22,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     info = commands.add_parser("info", help="what computes here, why, and what was compiled")
     info.add_argument("--json", action="store_true", help="print the same as JSON")
     info.set_defaults(run=_info)
-    verify = commands.add_parser("verify", help="check identities whose exact answers are known")
-    if argv[:1] == ["verify"]:
-        from fastvae import verify as verifier
-
-        verifier.add_arguments(verify)
-        verify.set_defaults(run=verifier.main)
-    train = commands.add_parser("train", help="train a VAE and draw what it learned")
-    if argv[:1] == ["train"]:
-        # Only now: `info` must run, and quickly, where the trainer's imports are missing.
-        from fastvae import train as trainer
-
-        trainer.add_arguments(train)
-        train.set_defaults(run=trainer.main)
+    others = {
+        "verify": ("fastvae.verify", "check identities whose exact answers are known"),
+        "train": ("fastvae.train", "train a VAE and draw what it learned"),
+        "bench": ("fastvae.bench.command", "time the ops against their peers and the limit"),
+    }
+    for name, (module, summary) in others.items():
+        command = commands.add_parser(name, help=summary)
+        # Only now: `info` must run, and quickly, where the others' imports are missing.
+        if argv[:1] == [name]:
+            implementation = importlib.import_module(module)
+            implementation.add_arguments(command)
+            command.set_defaults(run=implementation.main)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments) or 0
 

@@ -1,0 +1,293 @@
+"""What is timed, on which shapes, and how many bytes each case has to move at the least."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+__all__ = [
+    "DIRECTIONS",
+    "DTYPES",
+    "OPS",
+    "SHAPES",
+    "TARGETS",
+    "Case",
+    "Op",
+    "Shape",
+    "Traffic",
+    "fits",
+]
+
+Size = tuple[int, ...]
+
+DTYPES = {
+    str(t).removeprefix("torch."): t
+    for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+}
+DIRECTIONS = ("forward", "backward", "forward+backward")
+HALVES = "-halves"
+
+
+# ---- Ops -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The tensors that one pass cannot but read and write, by name."""
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = (("reads", self.reads), ("writes", self.writes))
+        return "; ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
+
+
+def _whole(size: Size) -> Size:
+    return size
+
+
+@dataclass(frozen=True)
+class Op:
+    """A public function, called in one way.
+
+    The noise is neither read nor written at the limit: the seed stands for it.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    forward: Traffic
+    backward: Traffic
+    constants: tuple[str, ...] = ()
+    """Inputs that want no gradient: the data."""
+    scale_size: Callable[[Size], Size] = _whole
+    """Size of a likelihood's `logvar`, from that of the mean."""
+    shapes: tuple[str, ...] = ("128x20", "64x16384")
+    """Timed where the user names no shapes."""
+    directions: tuple[str, ...] = DIRECTIONS
+
+    @property
+    def function(self) -> str:
+        return self.name.partition(":")[0]
+
+    def size(self, operand: str, size: Size) -> Size:
+        """Of a tensor, where the op's elements are `size`; a gradient has that of its tensor."""
+        operand = operand.removeprefix("grad_")
+        if operand == "loss":
+            return ()
+        if operand in ("kl", "log_prob"):
+            return size[:1]
+        is_scale = operand == "logvar" and "mean" in self.inputs
+        return self.scale_size(size) if is_scale else size
+
+
+_Q = ("mu", "logvar")
+_P = ("prior_mu", "prior_logvar")
+
+
+def _gradients(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"grad_{name}" for name in names)
+
+
+def _latent(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Op:
+    return Op(
+        name,
+        inputs,
+        outputs,
+        forward=Traffic(inputs, outputs),
+        backward=Traffic((*_gradients(outputs), *inputs), _gradients(inputs)),
+    )
+
+
+def _channels(size: Size) -> Size:
+    return (size[1], *(1 for _ in size[2:]))
+
+
+def _likelihood(
+    variant: str, scale_size: Callable[[Size], Size] | None, shapes: tuple[str, ...]
+) -> tuple[Op, Op]:
+    """The log-probability, and the loss whose gradient is known when forward runs."""
+    wanted = ("mean",) if scale_size is None else ("mean", "logvar")
+    inputs = ("x", *wanted)
+    log_prob = Op(
+        f"gaussian_log_prob:{variant}",
+        inputs,
+        ("log_prob",),
+        forward=Traffic(inputs, ("log_prob",)),
+        backward=Traffic(("grad_log_prob", *inputs), _gradients(wanted)),
+        constants=("x",),
+        scale_size=scale_size or _whole,
+        shapes=shapes,
+    )
+    loss = Op(
+        f"gaussian_nll_loss:{variant}",
+        inputs,
+        ("loss",),
+        forward=Traffic(inputs, ("loss", *_gradients(wanted))),
+        backward=Traffic(),
+        constants=("x",),
+        scale_size=scale_size or _whole,
+        shapes=shapes,
+        directions=("forward", "forward+backward"),
+    )
+    return log_prob, loss
+
+
+_LIKELIHOODS = (
+    _likelihood("sigma", None, ("128x784", "64x16384")),
+    _likelihood("scalar", lambda size: (), ("128x784", "64x16384")),
+    _likelihood("channel", _channels, ("64x3x64x64",)),
+    _likelihood("elementwise", _whole, ("128x784", "64x16384")),
+)
+
+OPS = {
+    op.name: op
+    for op in (
+        # dz/dmu is 1: the gradient of z is mu's, and backward reads no mu.
+        Op(
+            "rsample",
+            _Q,
+            ("z",),
+            forward=Traffic(_Q, ("z",)),
+            backward=Traffic(("grad_z", "logvar"), ("grad_logvar",)),
+        ),
+        _latent("kl_divergence", _Q, ("kl",)),
+        _latent("kl_divergence:prior", (*_Q, *_P), ("kl",)),
+        _latent("rsample_kl", _Q, ("z", "kl")),
+        _latent("rsample_kl:prior", (*_Q, *_P), ("z", "kl")),
+        *(log_prob for log_prob, _ in _LIKELIHOODS),
+        *(loss for _, loss in _LIKELIHOODS),
+    )
+}
+
+
+# ---- Shapes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The elements of one call, or of the several calls of a hierarchical model.
+
+    In halves, mu and logvar are what `chunk(2, dim=1)` gives of the encoder's output; their
+    gradient is that of the whole.
+    """
+
+    name: str
+    sizes: tuple[Size, ...]
+    halves: bool = False
+    text: str = ""
+
+    @classmethod
+    def parse(cls, name: str, text: str = "") -> Shape:
+        """A shape of the table, or such as "128x20" and "4x8x64x64-halves".
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if name in SHAPES:
+            return SHAPES[name]
+        if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*)+({HALVES})?", name):
+            known = ", ".join(SHAPES)
+            raise ValueError(f"is {name!r}; want sizes as in 128x20, 128x40{HALVES}, or {known}")
+        halves = name.endswith(HALVES)
+        rows, columns, *rest = map(int, name.removesuffix(HALVES).split("x"))
+        if halves and columns % 2:
+            raise ValueError(f"is {name!r}; want an even second size, to be halved")
+        return cls(name, ((rows, columns // 2 if halves else columns, *rest),), halves, text)
+
+
+# The decoder of the CIFAR-10 model of Child 2021, "Very Deep VAEs Generalize Autoregressive Models
+# and Can Outperform Them on Images": resolution -> blocks, each with 16 latent channels, batch 16.
+_VDVAE = {1: 1, 4: 3, 8: 6, 16: 11, 32: 22}
+
+SHAPES: dict[str, Shape] = {}
+for _name, _text in (
+    ("128x20", "MNIST"),
+    ("128x10", "single-cell counts"),
+    ("4x8x64x64", "latent diffusion, images"),
+    ("4x8x64x64-halves", "as the encoder gives them"),
+    ("1x32x21x60x104", "latent diffusion, video"),
+    ("1x32x21x60x104-halves", "as the encoder gives them"),
+    ("128x784", "MNIST likelihood"),
+    ("64x3x64x64", "image likelihood"),
+    ("1024x128", "wide latent"),
+    ("64x16384", "large"),
+    ("32x262144", "larger than any cache"),
+):
+    SHAPES[_name] = Shape.parse(_name, _text)
+SHAPES["vdvae"] = Shape(
+    "vdvae",
+    tuple((16, 16, r, r) for r, blocks in _VDVAE.items() for _ in range(blocks)),
+    halves=True,
+    text="43 levels of a deep hierarchical VAE",
+)
+
+
+# ---- Cases ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    op: Op
+    shape: Shape
+    dtype: torch.dtype = torch.float32
+    direction: str = "forward+backward"
+    threads: int = 1
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        name = f"{self.op.name} {self.shape.name} {self.dtype_name} {self.direction}"
+        return f"{name}, {self.threads} threads" if self.device == "cpu" else name
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def elements(self) -> int:
+        return sum(map(math.prod, self.shape.sizes))
+
+    @property
+    def passes(self) -> tuple[Traffic, ...]:
+        return tuple(getattr(self.op, name) for name in self.direction.split("+"))
+
+    def bytes_of(self, operands: Iterable[str]) -> int:
+        """In all calls. Sums over an event are float32 where the inputs are of a half type."""
+        total = 0
+        for operand in operands:
+            is_sum = operand.removeprefix("grad_") in ("kl", "log_prob", "loss")
+            item = max(4, self.dtype.itemsize) if is_sum else self.dtype.itemsize
+            total += sum(item * math.prod(self.op.size(operand, s)) for s in self.shape.sizes)
+        return total
+
+    @property
+    def bytes(self) -> int:
+        """Read and written where nothing is touched twice in a pass."""
+        return sum(self.bytes_of((*t.reads, *t.writes)) for t in self.passes)
+
+
+def fits(op: Op, shape: Shape) -> bool:
+    """Whether a shape can be an op's: only a posterior comes in halves or in levels."""
+    return "mu" in op.inputs or (not shape.halves and len(shape.sizes) == 1)
+
+
+# What this package promises for float32, forward + backward, two threads: how many times a peer's
+# time is fastvae's.
+TARGETS: dict[tuple[str, str], dict[str, float]] = {
+    ("rsample_kl", "64x16384"): {"eager": 9, "compile": 15, "jax": 3.5},
+    ("rsample_kl", "1024x128"): {"eager": 5, "compile": 10, "jax": 3},
+    ("rsample_kl", "128x20"): {"eager": 2, "compile": 2},
+    ("rsample_kl", "32x262144"): {"eager": 8, "compile": 8, "jax": 3},
+    ("kl_divergence:prior", "64x16384"): {"eager": 8, "compile": 4},
+    ("kl_divergence:prior", "128x20"): {"eager": 2, "compile": 2},
+    ("kl_divergence", "64x16384"): {"eager": 6, "compile": 1.5},
+    ("gaussian_log_prob:elementwise", "64x16384"): {"eager": 6, "compile": 1.2},
+    ("gaussian_log_prob:sigma", "64x16384"): {"eager": 5, "compile": 1.1},
+}

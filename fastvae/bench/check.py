@@ -1,0 +1,111 @@
+"""Whether results are right, whoever computed them: what is wrong is not timed.
+
+Every library draws its own noise, so eps is read off its z: it must look like standard normals,
+and the gradients must be those of z = mu + sigma eps. All else is held to `fastvae.reference` in
+float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastvae import reference
+
+from .cases import Case
+from .inputs import SIGMA, Level
+
+__all__ = ["WrongResult", "check"]
+
+# Relative to an element and to the root mean square of its tensor, for code that rounds every
+# intermediate result to the dtype.
+_TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 0.02,
+    torch.bfloat16: 0.1,
+}
+_ENOUGH = 2**20  # elements: where rows do not depend on each other, no more of them are checked
+
+
+class WrongResult(Exception):
+    """A result is not what the op is defined to give."""
+
+
+def check(
+    case: Case, level: Level, outputs: Sequence[Tensor], grads: Sequence[Tensor] | None
+) -> None:
+    """Hold the outputs of one call, and the gradients of its leaves, to the definition.
+
+    Raises:
+        WrongResult: with the name of the tensor and how far it is off.
+    """
+    leaves, upstream = list(level.leaves), list(level.upstream)
+    outputs, grads = list(outputs), None if grads is None else list(grads)
+    if case.op.function != "gaussian_nll_loss" and all(
+        t.shape[:1] == leaves[0].shape[:1] for t in leaves
+    ):
+        rows = max(1, _ENOUGH // math.prod(leaves[0].shape[1:]))
+        leaves, upstream, outputs = ([t[:rows] for t in ts] for ts in (leaves, upstream, outputs))
+        grads = None if grads is None else [g[:rows] for g in grads]
+    exact = [t.detach().double().requires_grad_(t.requires_grad) for t in leaves]
+    tensors = [h for t in exact for h in t.chunk(2, 1)] if case.shape.halves else exact
+    right = _definition(case, tensors, outputs)
+    for name, y, value in zip(case.op.outputs, outputs, right, strict=True):
+        _compare(name, y, value.detach(), _TOLERANCE[case.dtype])
+    if grads is None:
+        return
+    wanted = [t for t in exact if t.requires_grad]
+    right_grads = torch.autograd.grad(right, wanted, [g.double() for g in upstream] or None)
+    names = [name for name in case.op.inputs if name not in case.op.constants]
+    if case.shape.halves:
+        names = [
+            f"({first}, {second})" for first, second in zip(names[::2], names[1::2], strict=True)
+        ]
+    for name, y, value in zip(names, grads, right_grads, strict=True):
+        _compare(f"the gradient of {name}", y, value, _TOLERANCE[case.dtype])
+
+
+def _definition(case: Case, tensors: list[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The op's outputs in float64, with the noise that is in its z."""
+    function = case.op.function
+    if function.startswith("gaussian"):
+        scale = () if len(tensors) == 3 else (2 * math.log(SIGMA),)
+        log_prob = reference.gaussian_log_prob(*tensors, *scale)
+        return [log_prob] if function == "gaussian_log_prob" else [-log_prob.mean()]
+    right = []
+    if function.startswith("rsample"):
+        mu, sigma = tensors[0], torch.exp(0.5 * tensors[1])
+        eps = ((outputs[0].double() - mu) / sigma).detach()
+        _check_normal(eps, _TOLERANCE[case.dtype])
+        right.append(mu + sigma * eps)
+    if "kl" in function:
+        right.append(reference.kl_divergence(*tensors))
+    return right
+
+
+def _check_normal(eps: Tensor, tolerance: float) -> None:
+    """Mean and variance, within six standard errors."""
+    n = eps.numel()
+    mean, variance = eps.mean().item(), eps.square().mean().item()
+    if not abs(mean) <= 6 / math.sqrt(n) + tolerance:
+        raise WrongResult(f"z holds noise of mean {mean:.3g}; want 0")
+    if not abs(variance - 1) <= 6 * math.sqrt(2 / n) + tolerance:
+        raise WrongResult(f"z holds noise of variance {variance:.3g}; want 1")
+
+
+def _compare(name: str, result: Tensor, value: Tensor, tolerance: float) -> None:
+    if result.shape != value.shape:
+        raise WrongResult(f"{name} has shape {list(result.shape)}; want {list(value.shape)}")
+    error = (result.double() - value).abs()
+    allowed = tolerance * (value.abs() + value.square().mean().sqrt())
+    wrong = ~(error <= allowed)  # NaN is wrong
+    if wrong.any():
+        index = int(wrong.flatten().nonzero()[0])
+        got, want = result.flatten()[index].item(), value.flatten()[index].item()
+        raise WrongResult(
+            f"{name} is {got:.6g} at {index}, and {int(wrong.sum())} are wrong; want {want:.6g}"
+        )

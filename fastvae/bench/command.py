@@ -1,0 +1,207 @@
+"""`python -m fastvae bench`: which cases, which peers, how long, and where the results go."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from . import machine, peers, report
+from .cases import DIRECTIONS, DTYPES, OPS, SHAPES, TARGETS, Case, Op, Shape, fits
+from .measure import Effort, Measurement, measure
+
+__all__ = ["add_arguments", "main", "select"]
+
+OUTPUT = Path("fastvae-bench.json")
+QUICK = Effort(rounds=5, seconds=1, lap=0.002)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `python -m fastvae bench`."""
+    add_selection(parser.add_argument)
+    parser.add_argument("--rounds", type=int, default=Effort.rounds, help="turns of each program")
+    parser.add_argument(
+        "--seconds", type=float, default=Effort.seconds, help="that one case may be timed for"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few short rounds, and no compilers: a first look"
+    )
+    parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="inputs that are in cache where they fit; else as many as do not",
+    )
+    parser.add_argument("--output", type=Path, help=f"JSON file (default: a new {OUTPUT})")
+    parser.add_argument("--figure", type=Path, help="draw the shares of the limit, as PNG or PDF")
+    parser.set_defaults(error=parser.error)
+
+
+def add_selection(add: Callable[..., Any]) -> None:
+    """Declare the options that `select` reads, by argparse's or pytest's function for it."""
+    add(
+        "--ops",
+        nargs="+",
+        metavar="OP",
+        help=f"functions, or one way to call them, of {', '.join(OPS)} (default: all)",
+    )
+    add(
+        "--shapes",
+        nargs="+",
+        metavar="SHAPE",
+        help=f"all, sizes as in 128x20, or some of {', '.join(SHAPES)} (default: a small and a "
+        "large one)",
+    )
+    add("--dtypes", nargs="+", metavar="DTYPE", help=f"all, or some of {', '.join(DTYPES)}")
+    add(
+        "--directions",
+        nargs="+",
+        metavar="DIRECTION",
+        help=f"all, or some of {', '.join(DIRECTIONS)}",
+    )
+    add("--threads", nargs="+", type=int, metavar="N", help="of the CPU (default: PyTorch's)")
+    add("--peers", nargs="*", metavar="PEER", help=f"some of {', '.join(peers.PEERS)}, or none")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--targets", action="store_true", help="only the cases whose ratios fastvae promises")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run `python -m fastvae bench` and return the exit status.
+
+    0; 1 if fastvae's own result was wrong; 130 if interrupted. What was measured before is kept.
+    """
+    error: Callable[[str], NoReturn] = arguments.error
+    if arguments.figure and importlib.util.find_spec("matplotlib") is None:
+        error("argument --figure: needs matplotlib; want pip install 'fastvae-kernels[bench]'")
+    try:
+        cases = select(arguments)
+        wanted = select_peers(arguments)
+    except ValueError as problem:
+        error(str(problem))
+    effort = QUICK if arguments.quick else Effort(arguments.rounds, arguments.seconds)
+    effort = dataclasses.replace(effort, warm=arguments.warm)
+    output = arguments.output or _new_path(OUTPUT)
+    machine.prepare(max(case.threads for case in cases))
+    description = machine.describe(arguments.device)
+    found: list[Measurement] = []
+    try:
+        for case in cases:
+            found.append(_measure(case, wanted, effort, found))
+            report.save(output, report.document(description, effort, found))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {output} holds what was measured", file=sys.stderr)
+        return 130
+    print(f"\nresults  {output}")
+    for m in found:
+        for name, reason in m.refused.items():
+            print(f"not timed: {m.case}, {name}: {reason}", file=sys.stderr)
+    if arguments.figure:
+        from . import figure  # only here: it needs matplotlib
+
+        figure.draw(arguments.figure, report.document(description, effort, found))
+        print(f"figure   {arguments.figure}")
+    return 1 if any(peers.FUSED in m.refused for m in found) else 0
+
+
+def _measure(
+    case: Case, wanted: Sequence[str], effort: Effort, before: Sequence[Measurement]
+) -> Measurement:
+    """Measure one case and print its line."""
+    last = before[-1].case if before else None
+    if last is None or (last.op, last.direction) != (case.op, case.direction):
+        print(report.heading(case, wanted))
+    found = measure(case, wanted, effort, _progress)
+    _progress("")
+    print(report.line(found, wanted), flush=True)
+    return found
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _new_path(path: Path) -> Path:
+    """`path`, or the first of its numbered kin that is free: results are not written over."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
+# ---- From arguments to what they mean ------------------------------------------------------------
+
+
+def select(arguments: argparse.Namespace) -> list[Case]:
+    """The cases that the options name.
+
+    Raises:
+        ValueError: with the option's name, what was given and what is wanted.
+    """
+    directions = _some("--directions", arguments.directions, DIRECTIONS, ("forward+backward",))
+    dtypes = _some("--dtypes", arguments.dtypes, DTYPES, ("float32",))
+    threads = arguments.threads or [torch.get_num_threads()]
+    if min(threads) < 1:
+        raise ValueError(f"argument --threads: is {min(threads)}; want at least 1")
+    pairs = (
+        [(OPS[op], SHAPES[shape]) for op, shape in TARGETS]
+        if arguments.targets
+        else [(op, shape) for op in _ops(arguments.ops) for shape in _shapes(arguments.shapes, op)]
+    )
+    settings = itertools.product(pairs, directions, dtypes, threads)
+    cases = [
+        Case(op, shape, DTYPES[dtype], direction, count, arguments.device)
+        for (op, shape), direction, dtype, count in settings
+        if direction in op.directions and not peers.unavailable(peers.FUSED, Case(op, shape))
+    ]
+    if not cases:
+        raise ValueError("nothing is left to time of these --ops, --shapes and --directions")
+    return cases
+
+
+def select_peers(arguments: argparse.Namespace) -> list[str]:
+    """The peers that the options name, as `select` does."""
+    quick = ("eager", "distributions")
+    default = quick if getattr(arguments, "quick", False) else peers.PEERS
+    wanted = default if arguments.peers is None else arguments.peers
+    return list(_some("--peers", list(wanted), peers.PEERS, ()))
+
+
+def _some(
+    option: str,
+    given: Sequence[str] | None,
+    known: Sequence[str] | dict[str, Any],
+    default: Sequence[str],
+) -> Sequence[str]:
+    if given is None:
+        return default
+    if list(given) == ["all"]:
+        return list(known)
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"argument {option}: is {name!r}; want all, or some of {', '.join(known)}"
+            )
+    return given
+
+
+def _ops(given: Sequence[str] | None) -> list[Op]:
+    names = [*OPS, *(op.function for op in OPS.values())]
+    wanted = _some("--ops", given, names, list(OPS))
+    return [op for op in OPS.values() if op.name in wanted or op.function in wanted]
+
+
+def _shapes(given: Sequence[str] | None, op: Op) -> list[Shape]:
+    names = list(SHAPES) if given == ["all"] else given or op.shapes
+    try:
+        shapes = [Shape.parse(name) for name in names]
+    except ValueError as problem:
+        raise ValueError(f"argument --shapes: {problem}") from None
+    return [shape for shape in shapes if fits(op, shape)]

@@ -1,0 +1,155 @@
+"""The machine that a figure is of: its description, its caches, how many of its cores compute."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvae import backend
+
+__all__ = ["cache_bytes", "caches", "describe", "name", "prepare", "use_threads"]
+
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNKNOWN_CACHE = 64 * 2**20  # where the system does not say
+_UNITS = {"": 1, "K": 2**10, "M": 2**20}
+_TASKS = Path("/proc/self/task")
+
+
+def prepare(most_threads: int) -> None:
+    """Before JAX is imported: its pool of threads has the size it finds then."""
+    os.environ.setdefault("NPROC", str(most_threads))
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Compute on `count` threads, and where the system allows it on no more cores.
+
+    PyTorch and fastvae take the number at any time. JAX's pool keeps its size, so all threads of
+    the process are held to the first `count` of its cores.
+    """
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    held = cores and count < len(cores)
+    torch.set_num_threads(count)
+    try:
+        if held:
+            _hold_to(set(sorted(cores)[:count]))
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if held:
+            _hold_to(cores)
+
+
+def _hold_to(cores: set[int]) -> None:
+    for task in _TASKS.iterdir():
+        try:
+            os.sched_setaffinity(int(task.name), cores)
+        except ProcessLookupError:  # a thread that has ended meanwhile
+            continue
+
+
+def caches() -> dict[str, int]:
+    """Bytes of each data cache that one core reaches: {"L1": 49152, ...}; empty if unknown."""
+    found = {}
+    for folder in sorted(_CACHES.glob("index*")):
+        level, kind, size = ((folder / f).read_text().strip() for f in ("level", "type", "size"))
+        if kind != "Instruction" and (match := re.fullmatch(r"(\d+)([KM]?)", size)):
+            found[f"L{level}"] = int(match[1]) * _UNITS[match[2]]
+    return found
+
+
+def cache_bytes(device: str) -> int:
+    """Of the last cache before the memory of `device`."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    return max(caches().values(), default=_UNKNOWN_CACHE)
+
+
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """All that a reader needs to place a figure; JSON-serializable."""
+    info = backend.info()
+    description = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "fastvae": info["fastvae"],
+        "backend": info["backend"],
+        "cpu": _cpu_model(),
+        "cpu_capability": info["cpu_capability"],
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "caches": caches(),
+        "memory": _memory(),
+        "load_before": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "platform": info["platform"],
+        "python": info["python"],
+        "torch": info["torch"],
+        "jax": _version("jax"),
+        "compiler": (info["build"] or {}).get("compiler"),
+        "malloc": os.environ.get("LD_PRELOAD") or None,
+    }
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        description["gpu"] = properties.name
+        description["gpu_cache"] = properties.L2_cache_size
+        description["cuda"] = info["torch_cuda"]
+    return description
+
+
+def name(description: dict[str, Any]) -> str:
+    """Of a file that holds this machine's figures, such as "amd-epyc-2-cores-avx512"."""
+    unit = description.get("gpu") or (
+        f"{description['cpu']} {description['cores']} cores {description['cpu_capability']}"
+    )
+    return re.sub(r"[^a-z0-9]+", "-", unit.lower()).strip("-")
+
+
+def _cpu_model() -> str:
+    try:
+        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the source folder that fastvae runs from, with a "+" if something in it was changed."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ("git", "-C", str(folder), *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

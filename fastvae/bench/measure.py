@@ -1,0 +1,224 @@
+"""Times a case: fastvae, the limit and the peers in turns, once their results are checked."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import check, machine, peers
+from .cases import Case
+from .inputs import Inputs, make_inputs
+from .peers import FUSED, LIMIT, Program, TorchProgram
+
+__all__ = ["Effort", "Measurement", "Spread", "checked_program", "measure", "saved_bytes"]
+
+_FEWEST_ROUNDS = 5
+
+Clock = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], float]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a case is timed: `rounds`, or at least 5 and as many as `seconds` allow."""
+
+    rounds: int = 25
+    seconds: float = 6.0
+    lap: float = 0.01
+    """Seconds that a program computes in a round; a slow one at least one call."""
+    warm: bool = False
+    """Use the same two sets of inputs for every call, instead of more than fit into cache."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles over rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+@dataclass
+class Measurement:
+    """Of one case."""
+
+    case: Case
+    in_cache: bool
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Of a call, by program, round by round."""
+    saved: dict[str, int] = field(default_factory=dict)
+    """Bytes saved for backward, beyond inputs and outputs."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why a program was not timed."""
+
+    def time(self, program: str) -> Spread:
+        return Spread.of(self.seconds[program])
+
+    def ratio(self, program: str, to: str) -> Spread:
+        """How many times the time of `to` that of `program` is, each compared within its round."""
+        pairs = zip(self.seconds[program], self.seconds[to], strict=True)
+        return Spread.of([a / b for a, b in pairs])
+
+
+def measure(
+    case: Case,
+    wanted: Sequence[str],
+    effort: Effort,
+    say: Callable[[str], None] = lambda text: None,
+) -> Measurement:
+    """Check and time fastvae and the `wanted` peers. `say` is told what is being done."""
+    with machine.use_threads(case.threads):
+        inputs = make_inputs(case, machine.cache_bytes(case.device), warm=effort.warm)
+        found = Measurement(case, inputs.in_cache)
+        programs = []
+        for name in (FUSED, LIMIT, *wanted):
+            say(f"{case}: preparing {name}")
+            try:
+                program = checked_program(name, case, inputs)
+            except Exception as problem:  # a peer may fail in its own way
+                found.refused[name] = f"{type(problem).__name__}: {problem}".splitlines()[0]
+                continue
+            if isinstance(program, TorchProgram):
+                found.saved[name] = saved_bytes(program)
+            programs.append(program)
+        say(f"{case}: timing")
+        clock = _cuda_clock if torch.device(case.device).type == "cuda" else _cpu_clock
+        turns = [_Turn(program, case.direction, inputs, clock) for program in programs]
+        with _without_garbage_collection():
+            for name, seconds in _rounds(turns, effort).items():
+                found.seconds[name] = seconds
+    return found
+
+
+def checked_program(name: str, case: Case, inputs: Inputs) -> Program:
+    """A program whose results for the first set of inputs are right.
+
+    Raises:
+        WrongResult: they are not.
+        NotImplementedError: the program cannot compute the case.
+    """
+    if reason := peers.unavailable(name, case):
+        raise NotImplementedError(reason)
+    program = peers.make_program(name, case, inputs)
+    if name == LIMIT:
+        return program
+    outputs, grads = program.results(case.direction)
+    levels = inputs.sets[0]
+    for k, level in enumerate(levels):
+        check.check(
+            case,
+            level,
+            _share(outputs, k, len(levels)),
+            None if grads is None else _share(grads, k, len(levels)),
+        )
+    return program
+
+
+def _share(tensors: Sequence[Tensor], k: int, levels: int) -> Sequence[Tensor]:
+    each = len(tensors) // levels
+    return tensors[k * each : (k + 1) * each]
+
+
+def saved_bytes(program: TorchProgram) -> int:
+    """Bytes that autograd keeps from forward for backward and that nobody else holds."""
+    kept: dict[int, Any] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = program.forward(0)
+    outputs = [y] if isinstance(y, Tensor) else list(y)
+    for t in (*itertools.chain(*program.leaves[0]), *outputs):
+        kept.pop(t.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+# ---- Time ----------------------------------------------------------------------------------------
+
+
+def _cpu_clock(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> float:
+    start = time.perf_counter()
+    for arguments in calls:
+        function(*arguments)
+    return time.perf_counter() - start
+
+
+def _cuda_clock(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for arguments in calls:
+        function(*arguments)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+class _Turn:
+    """One program, a few calls at a time, each with the next set of inputs."""
+
+    def __init__(self, program: Program, direction: str, inputs: Inputs, clock: Clock) -> None:
+        self.program = program
+        self.direction = direction
+        self.clock = clock
+        self.order = itertools.cycle(range(len(inputs.sets)))
+        self.graphs = 32 if inputs.in_cache else len(inputs.sets)  # recorded at a time
+
+    def seconds(self, calls: int) -> float:
+        """Of one call."""
+        order = list(itertools.islice(self.order, calls))
+        if self.direction != "backward":
+            run = self.program.forward if self.direction == "forward" else self.program.both
+            return self.clock(run, [(k,) for k in order]) / calls
+        total = 0.0
+        for start in range(0, calls, self.graphs):
+            recorded = [(k, self.program.record(k)) for k in order[start : start + self.graphs]]
+            total += self.clock(self.program.backward, recorded)
+        return total / calls
+
+
+def _rounds(turns: Sequence[_Turn], effort: Effort) -> dict[str, list[float]]:
+    """Seconds of a call, by program. In each round all take one turn, in the same order."""
+    calls = []
+    for turn in turns:
+        turn.seconds(1)
+        seconds = turn.seconds(3)
+        calls.append(max(1, min(2000, round(effort.lap / max(seconds, 1e-9)))))
+        turn.seconds(calls[-1])
+    found: dict[str, list[float]] = {turn.program.name: [] for turn in turns}
+    start = time.perf_counter()
+    for done in range(effort.rounds):
+        if done >= _FEWEST_ROUNDS and time.perf_counter() - start > effort.seconds:
+            break
+        for turn, count in zip(turns, calls, strict=True):
+            found[turn.program.name].append(turn.seconds(count))
+    return found
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

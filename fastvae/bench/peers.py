@@ -1,0 +1,273 @@
+"""What computes a case: fastvae, and what a user might pick instead.
+
+- eager: the formulas as they stand in many a VAE, in PyTorch;
+- compile: `torch.compile` of these, for one fixed shape;
+- distributions: `torch.distributions`: Independent(Normal), rsample, kl_divergence, log_prob;
+- jax: the same formulas under `jax.jit`, gradients by `jax.vjp` (jax_peer.py);
+- copy: `Tensor.copy_` of half as many bytes as the case must move, which reads and writes them: the
+  limit that memory, and the call of one op, set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+
+import fastvae
+from fastvae import DiagonalGaussian
+
+from .cases import Case
+from .inputs import SIGMA, Inputs
+
+__all__ = [
+    "FUSED",
+    "LIMIT",
+    "PEERS",
+    "Formulas",
+    "Library",
+    "Program",
+    "TorchProgram",
+    "compiled",
+    "make_program",
+    "unavailable",
+]
+
+FUSED, LIMIT = "fastvae", "copy"
+PEERS = ("eager", "compile", "distributions", "jax")
+
+Function = Callable[..., Any]
+
+
+class Program:
+    """A case as one library computes it, over sets of inputs, of which k is the number."""
+
+    name: str
+
+    def forward(self, k: int) -> Any:
+        """The outputs."""
+        raise NotImplementedError
+
+    def record(self, k: int) -> Any:
+        """What `backward` needs: the outputs and what was saved."""
+        return self.forward(k)
+
+    def backward(self, k: int, recorded: Any) -> Any:
+        """The gradients."""
+        raise NotImplementedError
+
+    def both(self, k: int) -> Any:
+        """Forward and backward."""
+        return self.backward(k, self.record(k))
+
+    def results(self, direction: str) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Outputs and gradients of set 0, call after call, by the very functions that are timed."""
+        raise NotImplementedError
+
+
+class TorchProgram(Program):
+    """A function of tensors, differentiated by autograd."""
+
+    def __init__(self, name: str, function: Function, inputs: Inputs) -> None:
+        self.name = name
+        self.function = function
+        self.leaves = [[level.leaves for level in levels] for levels in inputs.sets]
+        self.wanted = [[t for level in levels for t in level.wanted] for levels in inputs.sets]
+        self.upstream = [
+            [g for level in levels for g in level.upstream] or None for levels in inputs.sets
+        ]
+
+    def forward(self, k: int) -> Any:
+        function = self.function
+        calls = self.leaves[k]
+        if len(calls) == 1:
+            return function(*calls[0])
+        results = [function(*leaves) for leaves in calls]
+        return [y for ys in results for y in (ys if isinstance(ys, tuple) else (ys,))]
+
+    def backward(self, k: int, recorded: Any) -> Any:
+        return torch.autograd.grad(recorded, self.wanted[k], self.upstream[k])
+
+    def both(self, k: int) -> Any:
+        return torch.autograd.grad(self.forward(k), self.wanted[k], self.upstream[k])
+
+    def results(self, direction: str) -> tuple[list[Tensor], list[Tensor] | None]:
+        y = self.forward(0)
+        grads = None if direction == "forward" else list(self.backward(0, y))
+        return [y] if isinstance(y, Tensor) else list(y), grads
+
+
+class Copy(Program):
+    """The limit: as many bytes as the case moves, half of them read and half of them written."""
+
+    name = LIMIT
+
+    def __init__(self, case: Case, sets: int) -> None:
+        share = case.bytes / case.elements / (2 * torch.float32.itemsize)
+        sizes = [max(1, round(share * math.prod(size))) for size in case.shape.sizes]
+
+        def buffers() -> list[Tensor]:
+            return [torch.rand(n, device=case.device) for n in sizes]
+
+        self.pairs = [list(zip(buffers(), buffers(), strict=True)) for _ in range(sets)]
+
+    def both(self, k: int) -> None:
+        for target, source in self.pairs[k]:
+            target.copy_(source)
+
+    forward = both
+
+    def backward(self, k: int, recorded: Any) -> None:
+        self.both(k)
+
+
+def unavailable(peer: str, case: Case) -> str:
+    """Why a peer cannot compute a case, or ""."""
+    if case.op.function == "gaussian_nll_loss" and not hasattr(fastvae, "gaussian_nll_loss"):
+        return "fastvae has no gaussian_nll_loss yet"
+    if peer == "jax":
+        if importlib.util.find_spec("jax") is None:
+            return "JAX is not installed"
+        if case.device != "cpu":
+            return "JAX keeps another stream of the GPU"
+        if case.dtype == torch.float64:
+            return "JAX computes float64 only where a whole process does"
+    return ""
+
+
+def make_program(peer: str, case: Case, inputs: Inputs) -> Program:
+    """The program of fastvae ("fastvae"), the limit ("copy") or a peer."""
+    if peer == LIMIT:
+        return Copy(case, len(inputs.sets))
+    if peer == FUSED:
+        return TorchProgram(peer, _fused(case), inputs)
+    if peer == "jax":
+        from .jax_peer import JaxProgram  # only here: it may not be installed
+
+        return JaxProgram(case, inputs)
+    if peer == "distributions":
+        return TorchProgram(peer, function_of(Distributions(), case), inputs)
+    eager = function_of(Formulas(torch, torch.randn_like), case)
+    if peer == "eager":
+        return TorchProgram(peer, eager, inputs)
+    if peer == "compile":
+        return TorchProgram(peer, compiled(eager), inputs)
+    raise ValueError(f"peer is {peer!r}; want one of {', '.join((FUSED, LIMIT, *PEERS))}")
+
+
+def compiled(function: Function) -> Function:
+    """`function`, compiled for one shape; nothing compiled before is used after."""
+    from torch._inductor import config  # only here: it takes a second
+
+    config.compile_threads = 1  # else workers start, which compute while others are timed
+    torch._dynamo.reset()  # one code object serves all cases, and dynamo counts its shapes
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def function_of(library: Library, case: Case) -> Function:
+    """A case's op as a function of one call's leaves."""
+    function = getattr(library, case.op.function)
+    if not case.shape.halves:
+        return function
+    if len(case.op.inputs) == 2:
+        return lambda q: function(*q.chunk(2, dim=1))
+    return lambda q, p: function(*q.chunk(2, dim=1), *p.chunk(2, dim=1))
+
+
+# ---- As users write it ---------------------------------------------------------------------------
+
+
+class Library:
+    """The public functions, by name, as another library has them."""
+
+    def gaussian_log_prob(self, x: Any, mean: Any, logvar: Any = None) -> Any:
+        raise NotImplementedError
+
+    def gaussian_nll_loss(self, *gaussian: Any) -> Any:
+        return -self.gaussian_log_prob(*gaussian).mean()
+
+
+class Formulas(Library):
+    """In `lib`, which is torch or jax.numpy: they share the functions used here."""
+
+    def __init__(self, lib: Any, normal_like: Function) -> None:
+        self.lib = lib
+        self.normal_like = normal_like
+
+    def rsample(self, mu: Any, logvar: Any) -> Any:
+        std = self.lib.exp(0.5 * logvar)
+        return mu + std * self.normal_like(std)
+
+    def kl_divergence(self, mu: Any, logvar: Any, *prior: Any) -> Any:
+        exp = self.lib.exp
+        if not prior:
+            return -0.5 * _rows(1 + logvar - mu**2 - exp(logvar))
+        prior_mu, prior_logvar = prior
+        ratio = (exp(logvar) + (mu - prior_mu) ** 2) / exp(prior_logvar)
+        return 0.5 * _rows(prior_logvar - logvar - 1 + ratio)
+
+    def rsample_kl(self, mu: Any, logvar: Any, *prior: Any) -> Any:
+        return self.rsample(mu, logvar), self.kl_divergence(mu, logvar, *prior)
+
+    def gaussian_log_prob(self, x: Any, mean: Any, logvar: Any = None) -> Any:
+        if logvar is None:
+            constant = math.log(SIGMA) + 0.5 * math.log(2 * math.pi)
+            return _rows(-0.5 * ((x - mean) / SIGMA) ** 2 - constant)
+        squares = (x - mean) ** 2 / self.lib.exp(logvar)
+        return -0.5 * _rows(math.log(2 * math.pi) + logvar + squares)
+
+
+def _rows(t: Any) -> Any:
+    return t.reshape(len(t), -1).sum(-1)
+
+
+class Distributions(Library):
+    """In torch.distributions, with its own checks of arguments, as they are by default."""
+
+    def rsample(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        return _gaussian(mu, logvar).rsample()
+
+    def kl_divergence(self, mu: Tensor, logvar: Tensor, *prior: Tensor) -> Tensor:
+        return kl_divergence(_gaussian(mu, logvar), _prior(mu, *prior))
+
+    def rsample_kl(self, mu: Tensor, logvar: Tensor, *prior: Tensor) -> tuple[Tensor, Tensor]:
+        q = _gaussian(mu, logvar)
+        return q.rsample(), kl_divergence(q, _prior(mu, *prior))
+
+    def gaussian_log_prob(self, x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
+        scale = SIGMA if logvar is None else torch.exp(0.5 * logvar)
+        return Independent(Normal(mean, scale), mean.dim() - 1).log_prob(x)
+
+
+def _gaussian(mu: Tensor, logvar: Tensor) -> Any:
+    return Independent(Normal(mu, torch.exp(0.5 * logvar)), mu.dim() - 1)
+
+
+def _prior(mu: Tensor, *prior: Tensor) -> Any:
+    if prior:
+        return _gaussian(*prior)
+    return Independent(Normal(torch.zeros_like(mu), torch.ones_like(mu)), mu.dim() - 1)
+
+
+# ---- fastvae -------------------------------------------------------------------------------------
+
+
+def _fused(case: Case) -> Function:
+    """As README recommends it; where the encoder's output is in halves, as one packed tensor."""
+    function = getattr(fastvae, case.op.function)
+    if case.op.name.endswith(":sigma"):
+        return lambda x, mean: function(x, mean, SIGMA, param="std")
+    if not case.shape.halves:
+        return function
+    method = {"kl_divergence": "kl"}.get(case.op.function, case.op.function)
+    gaussian = DiagonalGaussian.from_params
+
+    def packed(q: Tensor, *p: Tensor) -> Any:
+        return getattr(gaussian(q), method)(*map(gaussian, p))
+
+    return packed

@@ -1,0 +1,142 @@
+"""What was measured, as a table that grows line by line and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastvae.checkpoint import write_json
+
+from .cases import TARGETS, Case
+from .measure import Effort, Measurement
+from .peers import FUSED, LIMIT
+
+__all__ = ["FORMAT", "document", "heading", "line", "save"]
+
+FORMAT = "fastvae bench, 1"
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
+
+
+def document(
+    machine: Mapping[str, Any], effort: Effort, measurements: Sequence[Measurement]
+) -> dict[str, Any]:
+    """All of a run; JSON-serializable."""
+    return {
+        "format": FORMAT,
+        "machine": dict(machine),
+        "effort": dataclasses.asdict(effort),
+        "cases": [_entry(m) for m in measurements],
+    }
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a document, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+
+
+def _entry(found: Measurement) -> dict[str, Any]:
+    case = found.case
+    return {
+        "op": case.op.name,
+        "shape": case.shape.name,
+        "text": case.shape.text,
+        "dtype": case.dtype_name,
+        "direction": case.direction,
+        "threads": case.threads,
+        "device": case.device,
+        "elements": case.elements,
+        "bytes": case.bytes,
+        "traffic": [str(t) for t in case.passes],
+        "in_cache": found.in_cache,
+        "programs": {name: _program(found, name) for name in found.seconds},
+        "refused": found.refused,
+    }
+
+
+def _program(found: Measurement, name: str) -> dict[str, Any]:
+    seconds = found.time(name)
+    entry = {
+        "seconds": dataclasses.asdict(seconds),
+        "rounds": len(found.seconds[name]),
+        "ns_per_element": 1e9 * seconds.median / found.case.elements,
+        "gb_per_s": found.case.bytes / seconds.median / 1e9,
+        "share_of_limit": dataclasses.asdict(found.ratio(LIMIT, name)),
+        "saved_bytes": found.saved.get(name),
+    }
+    if FUSED in found.seconds:
+        entry["times_fastvae"] = dataclasses.asdict(found.ratio(name, FUSED))
+    return entry
+
+
+# ---- Table ---------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    ("shape", 22),
+    ("dtype", 9),
+    ("threads", 8),
+    ("µs", 10),
+    ("ns/element", 11),
+    ("GB/s", 7),
+    ("of limit", 9),
+    ("saved, B", 9),
+)
+_PEER_WIDTH = 25
+
+
+def heading(case: Case, programs: Sequence[str]) -> str:
+    """What stands above the lines of one op and direction."""
+    what = f"{case.op.name}, {case.direction}: {' | '.join(map(str, case.passes))}"
+    columns = _cells([name for name, _ in _COLUMNS])
+    peers = "".join(f"{name:>{_PEER_WIDTH}}" for name in programs)
+    return f"\n{what}\n{columns}{peers}"
+
+
+def line(found: Measurement, programs: Sequence[str]) -> str:
+    """A case: fastvae's own figures, then how many times its time each peer takes (quartiles).
+
+    Where a ratio is promised and not reached, the promise stands behind it.
+    """
+    case = found.case
+    cells = [case.shape.name, case.dtype_name, str(case.threads)]
+    if FUSED in found.seconds:
+        entry = _program(found, FUSED)
+        cells += [
+            f"{1e6 * entry['seconds']['median']:.1f}",
+            f"{entry['ns_per_element']:.2f}",
+            f"{entry['gb_per_s']:.1f}",
+            f"{entry['share_of_limit']['median']:.0%}",
+            str(entry["saved_bytes"]),
+        ]
+    else:
+        cells += ["refused", "", "", "", ""]
+    return _cells(cells) + "".join(f"{_ratio(found, name):>{_PEER_WIDTH}}" for name in programs)
+
+
+def _cells(texts: Sequence[str]) -> str:
+    """Words to the left of their columns, numbers to the right."""
+    return "".join(
+        f"{text:<{width}}" if name in ("shape", "dtype") else f"{text:>{width}}"
+        for text, (name, width) in zip(texts, _COLUMNS, strict=True)
+    )
+
+
+def _ratio(found: Measurement, name: str) -> str:
+    if name not in found.seconds or FUSED not in found.seconds:
+        return "–"
+    ratio = found.ratio(name, FUSED)
+    text = f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+    goal = _goal(found.case, name)
+    return f"{text} <{goal:g}" if goal is not None and ratio.median < goal else text
+
+
+def _goal(case: Case, peer: str) -> float | None:
+    """The ratio that is promised for a case, if one is."""
+    settings = case.dtype_name, case.direction, case.threads, case.device
+    if settings != ("float32", "forward+backward", 2, "cpu"):
+        return None
+    return TARGETS.get((case.op.name, case.shape.name), {}).get(peer)
