@@ -1,5 +1,7 @@
 # make train    set everything up in .venv, then train a VAE (options: make train ARGS="--epochs 3")
 # make test     set everything up in .venv, then run the tests (options: make test ARGS="-k kl")
+# make bench    set everything up, then time the ops against their peers, into benchmarks/results
+#               and docs/bench.png (with options, such as ARGS=--targets: into a new file here)
 # make build    compile what changed and say what was built
 # make lint     all static checks           make format   format Python, C++ and CUDA
 # make sanitize the CUDA loops, compiled for the CPU, under AddressSanitizer and UBSan
@@ -18,13 +20,16 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test sanitize build lint format gpu clean
+.PHONY: train test bench sanitize build lint format gpu clean
 
 train: $(VENV)/train.done $(VENV)/build.done
 	$(BIN)/python -m fastvae train $(ARGS)
 
 test: $(VENV)/test.done $(VENV)/build.done
 	$(BIN)/python -m pytest -q $(ARGS)
+
+bench: $(VENV)/bench.done $(VENV)/build.done
+	$(BIN)/python -m fastvae bench $(or $(ARGS),--output benchmarks/results --figure docs/bench.png)
 
 sanitize: $(VENV)/test.done $(VENV)/build.done
 	FASTVAE_SANITIZE=1 $(BIN)/python -m pytest -q tests/test_cuda_on_host.py $(ARGS)
@@ -72,7 +77,7 @@ $(VENV)/torch.done: $(VENV)/venv.done
 	$(PIP) '$(TORCH)'
 	touch $@
 
-$(VENV)/train.done $(VENV)/test.done $(VENV)/dev.done: $(VENV)/torch.done pyproject.toml setup.py
+$(VENV)/train.done $(VENV)/test.done $(VENV)/bench.done $(VENV)/dev.done: $(VENV)/torch.done pyproject.toml setup.py
 	$(PIP) --no-build-isolation --editable '.[$(basename $(@F))]'
 	touch $@
 

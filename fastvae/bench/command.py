@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="inputs that are in cache where they fit; else as many as do not",
     )
-    parser.add_argument("--output", type=Path, help=f"JSON file (default: a new {OUTPUT})")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"JSON file, or a folder for one named after the machine (default: a new {OUTPUT})",
+    )
     parser.add_argument("--figure", type=Path, help="draw the shares of the limit, as PNG or PDF")
     parser.set_defaults(error=parser.error)
 
@@ -79,6 +83,8 @@ def main(arguments: argparse.Namespace) -> int:
     error: Callable[[str], NoReturn] = arguments.error
     if arguments.figure and importlib.util.find_spec("matplotlib") is None:
         error("argument --figure: needs matplotlib; want pip install 'fastvae-kernels[bench]'")
+    if arguments.rounds < 2:
+        error(f"argument --rounds: is {arguments.rounds}; want at least 2, for quartiles")
     try:
         cases = select(arguments)
         wanted = select_peers(arguments)
@@ -86,9 +92,10 @@ def main(arguments: argparse.Namespace) -> int:
         error(str(problem))
     effort = QUICK if arguments.quick else Effort(arguments.rounds, arguments.seconds)
     effort = dataclasses.replace(effort, warm=arguments.warm)
-    output = arguments.output or _new_path(OUTPUT)
-    machine.prepare(max(case.threads for case in cases))
     description = machine.describe(arguments.device)
+    output = arguments.output or _new_path(OUTPUT)
+    if output.is_dir():
+        output /= f"{machine.name(description)}.json"
     found: list[Measurement] = []
     try:
         for case in cases:
@@ -150,15 +157,14 @@ def select(arguments: argparse.Namespace) -> list[Case]:
     threads = arguments.threads or [torch.get_num_threads()]
     if min(threads) < 1:
         raise ValueError(f"argument --threads: is {min(threads)}; want at least 1")
-    pairs = (
-        [(OPS[op], SHAPES[shape]) for op, shape in TARGETS]
-        if arguments.targets
-        else [(op, shape) for op in _ops(arguments.ops) for shape in _shapes(arguments.shapes, op)]
-    )
-    settings = itertools.product(pairs, directions, dtypes, threads)
+    if arguments.targets:
+        shapes_of = {OPS[name]: [SHAPES[s] for n, s in TARGETS if n == name] for name, _ in TARGETS}
+    else:
+        shapes_of = {op: _shapes(arguments.shapes, op) for op in _ops(arguments.ops)}
     cases = [
         Case(op, shape, DTYPES[dtype], direction, count, arguments.device)
-        for (op, shape), direction, dtype, count in settings
+        for op, shapes in shapes_of.items()
+        for direction, shape, dtype, count in itertools.product(directions, shapes, dtypes, threads)
         if direction in op.directions and not peers.unavailable(peers.FUSED, Case(op, shape))
     ]
     if not cases:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.extend.backend import clear_backends
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -20,12 +22,21 @@ __all__ = ["JaxProgram"]
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+def _use_threads(count: int) -> None:
+    """Let XLA compute on `count` threads: it reads the number when its client of the CPU starts."""
+    if os.environ.get("NPROC") != str(count):
+        os.environ["NPROC"] = str(count)
+        clear_backends()  # and with it all arrays, of which none outlives its case
+
+
 class JaxProgram(Program):
     """All levels of a case under one `jit`; each set of inputs has its own key."""
 
     name = "jax"
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
+        _use_threads(case.threads)
+
         def op(leaves: tuple[Any, ...], key: Any) -> tuple[Any, ...]:
             if case.shape.halves:
                 leaves = tuple(half for t in leaves for half in jnp.split(t, 2, axis=1))

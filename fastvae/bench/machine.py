@@ -1,4 +1,4 @@
-"""The machine that a figure is of: its description, its caches, how many of its cores compute."""
+"""The machine that a figure is of: its description, its caches, its threads."""
 
 from __future__ import annotations
 
@@ -17,46 +17,33 @@ import torch
 
 from fastvae import backend
 
-__all__ = ["cache_bytes", "caches", "describe", "name", "prepare", "use_threads"]
+__all__ = ["cache_bytes", "caches", "describe", "name", "seconds_of_others", "use_threads"]
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNKNOWN_CACHE = 64 * 2**20  # where the system does not say
 _UNITS = {"": 1, "K": 2**10, "M": 2**20}
-_TASKS = Path("/proc/self/task")
-
-
-def prepare(most_threads: int) -> None:
-    """Before JAX is imported: its pool of threads has the size it finds then."""
-    os.environ.setdefault("NPROC", str(most_threads))
 
 
 @contextmanager
 def use_threads(count: int) -> Iterator[None]:
-    """Compute on `count` threads, and where the system allows it on no more cores.
-
-    PyTorch and fastvae take the number at any time. JAX's pool keeps its size, so all threads of
-    the process are held to the first `count` of its cores.
-    """
-    threads = torch.get_num_threads()
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    held = cores and count < len(cores)
+    """Let PyTorch and fastvae compute on `count` threads of the CPU."""
+    before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        if held:
-            _hold_to(set(sorted(cores)[:count]))
         yield
     finally:
-        torch.set_num_threads(threads)
-        if held:
-            _hold_to(cores)
+        torch.set_num_threads(before)
 
 
-def _hold_to(cores: set[int]) -> None:
-    for task in _TASKS.iterdir():
-        try:
-            os.sched_setaffinity(int(task.name), cores)
-        except ProcessLookupError:  # a thread that has ended meanwhile
-            continue
+def seconds_of_others() -> float | None:
+    """Processor time that all other processes have used since the system started, if it says."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
+    everybody = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return everybody - sum(os.times()[:4])
 
 
 def caches() -> dict[str, int]:

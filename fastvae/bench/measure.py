@@ -64,6 +64,8 @@ class Measurement:
     """Bytes saved for backward, beyond inputs and outputs."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why a program was not timed."""
+    disturbance: float | None = None
+    """Cores that other processes used meanwhile, if the system says."""
 
     def time(self, program: str) -> Spread:
         return Spread.of(self.seconds[program])
@@ -98,9 +100,11 @@ def measure(
         say(f"{case}: timing")
         clock = _cuda_clock if torch.device(case.device).type == "cuda" else _cpu_clock
         turns = [_Turn(program, case.direction, inputs, clock) for program in programs]
+        start, others = time.perf_counter(), machine.seconds_of_others()
         with _without_garbage_collection():
-            for name, seconds in _rounds(turns, effort).items():
-                found.seconds[name] = seconds
+            found.seconds = _rounds(turns, effort)
+        if others is not None and (others_after := machine.seconds_of_others()) is not None:
+            found.disturbance = (others_after - others) / (time.perf_counter() - start)
     return found
 
 

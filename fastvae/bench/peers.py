@@ -34,6 +34,7 @@ __all__ = [
     "Program",
     "TorchProgram",
     "compiled",
+    "function_of",
     "make_program",
     "unavailable",
 ]

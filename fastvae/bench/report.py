@@ -53,6 +53,7 @@ def _entry(found: Measurement) -> dict[str, Any]:
         "bytes": case.bytes,
         "traffic": [str(t) for t in case.passes],
         "in_cache": found.in_cache,
+        "disturbance": found.disturbance,
         "programs": {name: _program(found, name) for name in found.seconds},
         "refused": found.refused,
     }
@@ -86,6 +87,7 @@ _COLUMNS = (
     ("saved, B", 9),
 )
 _PEER_WIDTH = 25
+_DISTURBED = 0.1  # cores that other processes may use before a line says so
 
 
 def heading(case: Case, programs: Sequence[str]) -> str:
@@ -114,7 +116,10 @@ def line(found: Measurement, programs: Sequence[str]) -> str:
         ]
     else:
         cells += ["refused", "", "", "", ""]
-    return _cells(cells) + "".join(f"{_ratio(found, name):>{_PEER_WIDTH}}" for name in programs)
+    text = _cells(cells) + "".join(f"{_ratio(found, name):>{_PEER_WIDTH}}" for name in programs)
+    if (found.disturbance or 0) > _DISTURBED:
+        text += f"  disturbed: others used {found.disturbance:.1f} cores"
+    return text
 
 
 def _cells(texts: Sequence[str]) -> str:

@@ -1,0 +1,433 @@
+"""`python -m fastvae bench`: what it counts, checks, times, writes and refuses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastvae
+from fastvae.bench import check as checks
+from fastvae.bench import command, machine, measure, peers, report
+from fastvae.bench.cases import DIRECTIONS, OPS, SHAPES, TARGETS, Case, Op, Shape, fits
+from fastvae.bench.check import WrongResult, check
+from fastvae.bench.inputs import Inputs, make_inputs
+from fastvae.bench.measure import Effort, Measurement, Spread, checked_program, saved_bytes
+from fastvae.bench.peers import FUSED, Formulas, Program, TorchProgram, function_of, make_program
+from fastvae.cli import main
+
+LEVELS = Shape("levels", ((4, 6, 1, 1), (4, 6, 3, 3)), halves=True)
+SMALL = (Shape.parse("24x10"), Shape.parse("4x6x5x3"), Shape.parse("6x8x5x3-halves"), LEVELS)
+CASES = [Case(op, shape) for op in OPS.values() for shape in SMALL if fits(op, shape)]
+MEASURED = [case for case in CASES if not peers.unavailable(FUSED, case)]
+
+
+def case_of(op: str, shape: str = "24x10", **settings: Any) -> Case:
+    return Case(OPS[op], Shape.parse(shape), **settings)
+
+
+# ---- Bytes at the limit --------------------------------------------------------------------------
+
+N, ROWS = 64 * 16384, 64
+
+
+@pytest.mark.parametrize(
+    ("op", "forward", "backward"),
+    [
+        ("rsample", 12 * N, 12 * N),
+        ("kl_divergence", 8 * N + 4 * ROWS, 16 * N + 4 * ROWS),
+        ("kl_divergence:prior", 16 * N + 4 * ROWS, 32 * N + 4 * ROWS),
+        ("rsample_kl", 12 * N + 4 * ROWS, 20 * N + 4 * ROWS),
+        ("rsample_kl:prior", 20 * N + 4 * ROWS, 36 * N + 4 * ROWS),
+        ("gaussian_log_prob:sigma", 8 * N + 4 * ROWS, 12 * N + 4 * ROWS),
+        ("gaussian_log_prob:scalar", 8 * N + 4 + 4 * ROWS, 12 * N + 8 + 4 * ROWS),
+        ("gaussian_log_prob:elementwise", 12 * N + 4 * ROWS, 20 * N + 4 * ROWS),
+        ("gaussian_nll_loss:sigma", 12 * N + 4, 0),
+        ("gaussian_nll_loss:elementwise", 20 * N + 4, 0),
+    ],
+)
+def test_bytes(op: str, forward: int, backward: int) -> None:
+    passes = {d: case_of(op, "64x16384", direction=d).bytes for d in DIRECTIONS}
+    assert passes == {"forward": forward, "backward": backward, DIRECTIONS[2]: forward + backward}
+
+
+def test_bytes_of_other_types_and_shapes() -> None:
+    channel = case_of("gaussian_log_prob:channel", "64x3x64x64", direction="forward")
+    assert channel.bytes == 8 * 64 * 3 * 64 * 64 + 4 * 3 + 4 * 64
+    half = case_of("rsample_kl", "64x16384", direction="forward", dtype=torch.bfloat16)
+    assert half.bytes == 6 * N + 4 * ROWS  # sums stay float32
+    halves = case_of("rsample", "4x8x64x64-halves", direction="forward")
+    assert halves.elements == 4 * 4 * 64 * 64
+    assert halves.bytes == 12 * halves.elements
+    vdvae = SHAPES["vdvae"]
+    assert len(vdvae.sizes) == 43
+    elements = 16 * 16 * (1 + 3 * 4**2 + 6 * 8**2 + 11 * 16**2 + 22 * 32**2)
+    assert Case(OPS["rsample"], vdvae, direction="forward").bytes == 12 * elements
+
+
+def test_traffic_reads_as_words() -> None:
+    forward, backward = case_of("gaussian_log_prob:sigma").passes
+    assert str(forward) == "reads x, mean; writes log_prob"
+    assert str(backward) == "reads grad_log_prob, x, mean; writes grad_mean"
+
+
+def test_targets_are_cases() -> None:
+    for op, shape in TARGETS:
+        assert fits(OPS[op], SHAPES[shape])
+
+
+# ---- Results are checked -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", MEASURED, ids=str)
+@pytest.mark.parametrize("name", [FUSED, "eager", "distributions"])
+def test_programs_are_right(case: Case, name: str) -> None:
+    checked_program(name, case, make_inputs(case, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", [case.op for case in MEASURED if case.shape is SMALL[0]], ids=str)
+def test_programs_are_right_in_other_types(op: Op, dtype: torch.dtype) -> None:
+    case = Case(op, SMALL[0], dtype)
+    for name in (FUSED, "eager", "distributions"):
+        checked_program(name, case, make_inputs(case, 0))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    "case", [case for case in MEASURED if case.shape in (SMALL[0], LEVELS)], ids=str
+)
+def test_jax_is_right(case: Case, direction: str) -> None:
+    pytest.importorskip("jax")
+    case = Case(case.op, case.shape, direction=direction)
+    checked_program("jax", case, make_inputs(case, 0))
+
+
+def test_compiled_program_is_right() -> None:
+    case = case_of("kl_divergence")
+    inputs = make_inputs(case, 0)
+    try:
+        checked_program("compile", case, inputs)
+    except torch._inductor.exc.InductorError as problem:  # without a compiler
+        pytest.skip(str(problem).splitlines()[0])
+
+
+def twice(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *tensors: [y * 2 for y in function(*tensors)]
+
+
+def off_by_a_thousandth(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *tensors: [y * 1.001 for y in function(*tensors)]
+
+
+def nan_in_one_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(*tensors: Tensor) -> list[Tensor]:
+        outputs = list(function(*tensors))
+        outputs[-1] = outputs[-1].clone()
+        outputs[-1][-1] = math.nan
+        return outputs
+
+    return wrong
+
+
+def without_gradient_of_logvar(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda mu, logvar: function(mu, logvar.detach() + 0 * logvar)
+
+
+def without_last_row(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *tensors: [y[:-1] for y in function(*tensors)]
+
+
+def sigma_squared(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda mu, logvar: (function(mu, 2 * logvar)[0], function(mu, logvar)[1])
+
+
+def without_noise(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda mu, logvar: (mu + 0 * logvar, function(mu, logvar)[1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (off_by_a_thousandth, "kl is"),
+        (nan_in_one_place, "kl is nan"),
+        (without_gradient_of_logvar, "the gradient of logvar is"),
+        (without_last_row, r"z has shape \[47, 40\]; want \[48, 40\]"),
+        (sigma_squared, "the gradient of logvar is"),
+        (without_noise, "noise of variance 0; want 1"),
+        (twice, "noise of"),
+    ],
+)
+def test_wrong_results_are_refused(spoil: Any, message: str) -> None:
+    case = case_of("rsample_kl", "48x40", direction="forward+backward")
+    inputs = make_inputs(case, 0)
+    right = function_of(Formulas(torch, torch.randn_like), case)
+
+    level = inputs.sets[0][0]
+
+    def results(function: Callable[..., Any]) -> tuple[list[Tensor], list[Tensor]]:
+        outputs = list(function(*level.leaves))
+        upstream = [g[: len(y)] for g, y in zip(level.upstream, outputs, strict=True)]
+        return outputs, list(torch.autograd.grad(outputs, level.leaves, upstream))
+
+    check(case, level, *results(right))
+    with pytest.raises(WrongResult, match=message):
+        check(case, level, *results(spoil(right)))
+
+
+def test_rows_at_both_ends_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_ENOUGH", 40)  # two rows of 20 elements
+    case = case_of("kl_divergence", "5x20", direction="forward")
+    level = make_inputs(case, 0).sets[0][0]
+    right = function_of(Formulas(torch, torch.randn_like), case)(*level.leaves).detach()
+    for row in (0, 4):
+        wrong = right.clone()
+        wrong[row] += 1
+        with pytest.raises(WrongResult, match="kl is"):
+            check(case, level, [wrong], None)
+
+
+def test_a_wrong_peer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Formulas.kl_divergence
+    monkeypatch.setattr(Formulas, "kl_divergence", lambda *arguments: 1.01 * right(*arguments))
+    found = measure.measure(case_of("kl_divergence"), ("eager", "distributions"), command.QUICK)
+    assert "WrongResult: kl is" in found.refused["eager"]
+    assert set(found.seconds) == {FUSED, "copy", "distributions"}
+
+
+def test_fastvae_wrong_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fastvae, "kl_divergence", lambda mu, logvar: (mu + logvar).sum(1))
+    assert bench("--output", tmp_path / "a.json", "--ops", "kl_divergence", "--peers") == 1
+    assert "fastvae: WrongResult: kl is" in capsys.readouterr().err
+
+
+# ---- What is saved for backward ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c in MEASURED if "loss" not in c.op.outputs], ids=str)
+def test_fastvae_saves_the_seed(case: Case) -> None:
+    program = make_program(FUSED, case, make_inputs(case, 0))
+    draws = case.op.name.startswith("rsample")
+    assert saved_bytes(program) == (8 * len(case.shape.sizes) if draws else 0)
+
+
+def test_what_eager_saves() -> None:
+    case = case_of("rsample_kl")
+    program = make_program("eager", case, make_inputs(case, 0))
+    # std, the noise and exp(logvar) of the KL; mu and logvar are inputs, z is an output
+    assert saved_bytes(program) == 3 * 4 * case.elements
+
+
+def test_saved_storage_counts_once() -> None:
+    case = case_of("kl_divergence")
+
+    def function(mu: Tensor, logvar: Tensor) -> Tensor:
+        e = logvar.exp()  # saved by exp, and again by each of the products
+        return (e[:, :5] * mu[:, :5]).sum(1) + (e[:, 5:] * mu[:, 5:]).sum(1)
+
+    assert saved_bytes(TorchProgram("x", function, make_inputs(case, 0))) == 4 * case.elements
+
+
+# ---- Timing --------------------------------------------------------------------------------------
+
+
+class Recorded(Program):
+    """Writes down what is called."""
+
+    def __init__(self, name: str, log: list[tuple[str, str, int]]) -> None:
+        self.name, self.log = name, log
+
+    def forward(self, k: int) -> int:
+        self.log.append((self.name, "forward", k))
+        return k
+
+    def backward(self, k: int, recorded: int) -> None:
+        assert k == recorded
+        self.log.append((self.name, "backward", k))
+
+
+def count_calls(function: Callable[..., Any], calls: Any) -> float:
+    """A clock that takes every call to last one second."""
+    for arguments in calls:
+        function(*arguments)
+    return len(calls)
+
+
+def turn(name: str, direction: str, sets: int, log: list[Any], clock: Any = None) -> Any:
+    inputs = Inputs(((),) * sets, in_cache=False)
+    return measure._Turn(Recorded(name, log), direction, inputs, clock or count_calls)
+
+
+def test_programs_take_turns() -> None:
+    log: list[Any] = []
+    turns = [turn(name, "forward", 3, log) for name in "AB"]
+    found = measure._rounds(turns, Effort(rounds=6))
+    assert {name: len(seconds) for name, seconds in found.items()} == {"A": 6, "B": 6}
+    assert "".join(name for name, _, _ in log).endswith("AB" * 6)
+    assert [k for name, _, k in log if name == "A"][-6:] == [2, 0, 1, 2, 0, 1]  # buffers rotate
+
+
+def test_backward_is_timed_alone() -> None:
+    log: list[Any] = []
+    timed: list[str] = []
+
+    def clock(function: Callable[..., Any], calls: Any) -> float:
+        timed.append(function.__name__)
+        return count_calls(function, calls)
+
+    assert turn("A", "backward", 2, log, clock).seconds(5) == 1
+    assert timed == ["backward"] * 3  # no more than two graphs at a time
+    assert [what for _, what, _ in log].count("forward") == 5
+
+
+def test_time_runs_out() -> None:
+    fast = measure._rounds([turn("A", "forward", 2, [])], Effort(rounds=50, seconds=0))
+    assert len(fast["A"]) == measure._FEWEST_ROUNDS
+
+
+def test_spread() -> None:
+    assert Spread.of([5, 1, 2, 4, 3]) == Spread(3, 2, 4)
+    found = Measurement(case_of("rsample"), True, {"a": [2.0, 6.0, 4.0], "b": [1.0, 2.0, 4.0]})
+    assert found.ratio("a", "b") == Spread.of([2, 3, 1])  # of each round, not of the medians
+
+
+def test_sets_outgrow_the_cache() -> None:
+    case = case_of("rsample", "64x1000")
+    each = 3 * 4 * case.elements  # mu, logvar and the gradient of z
+    assert len(make_inputs(case, 5 * each).sets) == 10
+    assert not make_inputs(case, 5 * each).in_cache
+    warm = make_inputs(case, 5 * each, warm=True)
+    assert (len(warm.sets), warm.in_cache) == (2, True)
+    small = make_inputs(case, 1000 * each)  # which real use finds in cache too
+    assert (len(small.sets), small.in_cache) == (2, True)
+    first, second = (levels[0].leaves[0] for levels in small.sets)
+    assert not torch.equal(first, second)
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    with machine.use_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+# ---- The command ---------------------------------------------------------------------------------
+
+
+def bench(*options: object) -> int:
+    return main(["bench", "--quick", "--shapes", "24x10", *map(str, options)])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *options: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *map(str, options)])
+    assert stop.value.code == 2
+    return capsys.readouterr().err.rpartition("error: ")[2]
+
+
+def test_json_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path, figure = tmp_path / "new" / "results.json", tmp_path / "bench.png"
+    options = ("--ops", "rsample_kl", "--directions", "all", "--dtypes", "float32", "bfloat16")
+    assert bench(*options, "--peers", "eager", "--output", path, "--figure", figure) == 0
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert document["format"] == "fastvae bench, 1"
+    assert document["effort"]["rounds"] == command.QUICK.rounds
+    known = document["machine"]
+    for key in ("date", "cpu", "cpu_capability", "cores", "torch", "python", "platform", "backend"):
+        assert known[key], key
+    assert {"commit", "caches", "jax", "load_before", "compiler"} <= set(known)
+    assert len(document["cases"]) == 2 * 3 * 2  # variants, directions, dtypes
+    for entry in document["cases"]:
+        case = case_of(
+            entry["op"],
+            direction=entry["direction"],
+            dtype=getattr(torch, entry["dtype"]),
+        )
+        assert (entry["bytes"], entry["elements"]) == (case.bytes, case.elements)
+        assert entry["threads"] == torch.get_num_threads()
+        assert set(entry["programs"]) == {FUSED, "copy", "eager"}
+        for program in entry["programs"].values():
+            assert program["rounds"] == command.QUICK.rounds
+            seconds = program["seconds"]
+            assert 0 < seconds["low"] <= seconds["median"] <= seconds["high"]
+            assert program["gb_per_s"] == pytest.approx(case.bytes / seconds["median"] / 1e9)
+        assert entry["programs"][FUSED]["times_fastvae"]["median"] == 1
+        assert entry["programs"]["copy"]["share_of_limit"]["median"] == 1
+        assert entry["programs"][FUSED]["saved_bytes"] == 8
+        assert entry["programs"]["eager"]["saved_bytes"] > 8
+    assert figure.stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "rsample_kl, backward: reads grad_z, grad_kl, mu, logvar" in printed
+    assert str(path) in printed
+    assert printed.count("24x10") == len(document["cases"])
+
+
+def test_earlier_results_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert bench("--ops", "rsample", "--peers") == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"fastvae-bench.json", "fastvae-bench-2.json"}
+
+
+def test_a_folder_gets_a_file_named_after_the_machine(tmp_path: Path) -> None:
+    assert bench("--ops", "rsample", "--peers", "--output", tmp_path) == 0
+    (path,) = tmp_path.iterdir()
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert path.name == machine.name(document["machine"]) + ".json"
+
+
+def test_interruption_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(case: Case, *rest: Any) -> Measurement:
+        if case.direction == "backward":
+            raise KeyboardInterrupt
+        return measure.measure(case, *rest)
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    path = tmp_path / "results.json"
+    options = ("--ops", "rsample", "--directions", "forward", "backward")
+    assert bench(*options, "--peers", "--output", path) == 130
+    assert str(path) in capsys.readouterr().err
+    assert len(json.loads(path.read_text(encoding="utf-8"))["cases"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ops", "rsampel"), "argument --ops: is 'rsampel'; want all, or some of rsample"),
+        (("--shapes", "128"), "argument --shapes: is '128'; want sizes as in 128x20"),
+        (("--shapes", "4x3-halves"), "argument --shapes: is '4x3-halves'; want an even second"),
+        (("--dtypes", "int8"), "argument --dtypes: is 'int8'; want all, or some of float32"),
+        (("--peers", "numpy"), "argument --peers: is 'numpy'; want all, or some of eager"),
+        (("--threads", "0"), "argument --threads: is 0; want at least 1"),
+        (("--rounds", "0"), "argument --rounds: is 0; want at least 2"),
+        (("--ops", "gaussian_log_prob", "--shapes", "vdvae"), "nothing is left to time"),
+    ],
+)
+def test_options_that_are_wrong(
+    options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, *options).startswith(message)
+
+
+def test_targets_and_promises() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    cases = command.select(parser.parse_args(["--targets", "--threads", "2"]))
+    assert {(case.op.name, case.shape.name) for case in cases} == set(TARGETS)
+    found = Measurement(cases[0], False, {FUSED: [1.0] * 3, "copy": [1.0] * 3, "eager": [8.0] * 3})
+    assert "8.00 (8.00–8.00) <9" in report.line(found, ["eager"])
+    found.seconds["eager"] = [9.0] * 3
+    assert report.line(found, ["eager"]).rstrip().endswith("9.00 (9.00–9.00)")
