@@ -337,8 +337,14 @@ def refusal(capsys: pytest.CaptureFixture[str], *options: object) -> str:
 def test_json_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     path, figure = tmp_path / "new" / "results.json", tmp_path / "bench.png"
+    table = tmp_path / "table.md"
     options = ("--ops", "rsample_kl", "--directions", "all", "--dtypes", "float32", "bfloat16")
-    assert bench(*options, "--peers", "eager", "--output", path, "--figure", figure) == 0
+    assert (
+        bench(
+            *options, "--peers", "eager", "--output", path, "--figure", figure, "--markdown", table
+        )
+        == 0
+    )
     document = json.loads(path.read_text(encoding="utf-8"))
     assert document["format"] == "fastvae bench, 1"
     assert document["effort"]["rounds"] == command.QUICK.rounds
@@ -366,6 +372,9 @@ def test_json_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert entry["programs"][FUSED]["saved_bytes"] == 8
         assert entry["programs"]["eager"]["saved_bytes"] > 8
     assert figure.stat().st_size > 10_000
+    rows = table.read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 2 + len(document["cases"])
+    assert len({row.count("|") for row in rows}) == 1
     printed = capsys.readouterr().out
     assert "rsample_kl, backward: reads grad_z, grad_kl, mu, logvar" in printed
     assert str(path) in printed

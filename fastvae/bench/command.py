@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from fastvae.checkpoint import write_atomically
+
 from . import machine, peers, report
 from .cases import DIRECTIONS, DTYPES, OPS, SHAPES, TARGETS, Case, Op, Shape, fits
 from .measure import Effort, Measurement, measure
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"JSON file, or a folder for one named after the machine (default: a new {OUTPUT})",
     )
     parser.add_argument("--figure", type=Path, help="draw the shares of the limit, as PNG or PDF")
+    parser.add_argument("--markdown", type=Path, help="write the table in Markdown, too")
     parser.set_defaults(error=parser.error)
 
 
@@ -108,6 +111,9 @@ def main(arguments: argparse.Namespace) -> int:
     for m in found:
         for name, reason in m.refused.items():
             print(f"not timed: {m.case}, {name}: {reason}", file=sys.stderr)
+    if arguments.markdown:
+        write_atomically(arguments.markdown, report.markdown(found, wanted).encode())
+        print(f"table    {arguments.markdown}")
     if arguments.figure:
         from . import figure  # only here: it needs matplotlib
 

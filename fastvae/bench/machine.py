@@ -80,7 +80,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "caches": caches(),
         "memory": _memory(),
         "load_before": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "platform": info["platform"],
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": info["python"],
         "torch": info["torch"],
         "jax": _version("jax"),

@@ -13,7 +13,7 @@ from .cases import TARGETS, Case
 from .measure import Effort, Measurement
 from .peers import FUSED, LIMIT
 
-__all__ = ["FORMAT", "document", "heading", "line", "save"]
+__all__ = ["FORMAT", "document", "heading", "line", "markdown", "save"]
 
 FORMAT = "fastvae bench, 1"
 
@@ -128,6 +128,23 @@ def _cells(texts: Sequence[str]) -> str:
         f"{text:<{width}}" if name in ("shape", "dtype") else f"{text:>{width}}"
         for text, (name, width) in zip(texts, _COLUMNS, strict=True)
     )
+
+
+def markdown(measurements: Sequence[Measurement], programs: Sequence[str]) -> str:
+    """The same as a table for a README, without what all cases share."""
+    heads = ["op", "shape", "µs", "of limit", *programs, "saved by fastvae, by eager"]
+    lines = [heads, ["---"] * len(heads)]
+    for found in measurements:
+        if FUSED not in found.seconds:
+            continue
+        case, entry = found.case, _program(found, FUSED)
+        cells = [f"`{case.op.name}`", case.shape.name.replace("x", "×")]
+        cells.append(f"{1e6 * entry['seconds']['median']:.0f}")
+        cells.append(f"{entry['share_of_limit']['median']:.0%}")
+        cells += [_ratio(found, name).partition(" <")[0] for name in programs]
+        cells.append(", ".join(f"{found.saved[p]} B" for p in (FUSED, "eager") if p in found.saved))
+        lines.append(cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _ratio(found: Measurement, name: str) -> str:
