@@ -313,6 +313,20 @@ def test_sets_outgrow_the_cache() -> None:
     assert not torch.equal(first, second)
 
 
+def test_a_disturbed_case_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = iter([0.0, 1e9, 0.0, 5e8, 0.0, 0.0])  # processor seconds before and after each time
+    monkeypatch.setattr(machine, "seconds_of_others", lambda: next(others))
+    effort = Effort(rounds=2, seconds=0, lap=0, patience=60)
+    found = measure.measure(case_of("rsample"), (), effort)
+    assert found.disturbance == 0
+    assert next(others, None) is None  # the third was calm
+
+    others = iter([0.0, 1e9])
+    impatient = measure.measure(case_of("rsample"), (), Effort(2, 0, lap=0, patience=0))
+    assert impatient.disturbed
+    assert "disturbed: others used" in report.line(impatient, ())
+
+
 def test_threads_are_given_back() -> None:
     before = torch.get_num_threads()
     with machine.use_threads(before + 1):
@@ -339,12 +353,8 @@ def test_json_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     path, figure = tmp_path / "new" / "results.json", tmp_path / "bench.png"
     table = tmp_path / "table.md"
     options = ("--ops", "rsample_kl", "--directions", "all", "--dtypes", "float32", "bfloat16")
-    assert (
-        bench(
-            *options, "--peers", "eager", "--output", path, "--figure", figure, "--markdown", table
-        )
-        == 0
-    )
+    files = ("--output", path, "--figure", figure, "--markdown", table)
+    assert bench(*options, "--peers", "eager", *files) == 0
     document = json.loads(path.read_text(encoding="utf-8"))
     assert document["format"] == "fastvae bench, 1"
     assert document["effort"]["rounds"] == command.QUICK.rounds

@@ -22,7 +22,7 @@ from .measure import Effort, Measurement, measure
 __all__ = ["add_arguments", "main", "select"]
 
 OUTPUT = Path("fastvae-bench.json")
-QUICK = Effort(rounds=5, seconds=1, lap=0.002)
+QUICK = Effort(rounds=5, seconds=1, lap=0.002, patience=0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=Effort.rounds, help="turns of each program")
     parser.add_argument(
         "--seconds", type=float, default=Effort.seconds, help="that one case may be timed for"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=Effort.patience,
+        help="seconds in which a case is timed again if other processes disturbed it",
     )
     parser.add_argument(
         "--quick", action="store_true", help="few short rounds, and no compilers: a first look"
@@ -93,8 +99,7 @@ def main(arguments: argparse.Namespace) -> int:
         wanted = select_peers(arguments)
     except ValueError as problem:
         error(str(problem))
-    effort = QUICK if arguments.quick else Effort(arguments.rounds, arguments.seconds)
-    effort = dataclasses.replace(effort, warm=arguments.warm)
+    effort = _effort(arguments)
     description = machine.describe(arguments.device)
     output = arguments.output or _new_path(OUTPUT)
     if output.is_dir():
@@ -150,6 +155,13 @@ def _new_path(path: Path) -> Path:
 
 
 # ---- From arguments to what they mean ------------------------------------------------------------
+
+
+def _effort(arguments: argparse.Namespace) -> Effort:
+    if arguments.quick:
+        return dataclasses.replace(QUICK, warm=arguments.warm)
+    names = [field.name for field in dataclasses.fields(Effort) if hasattr(arguments, field.name)]
+    return Effort(**{name: getattr(arguments, name) for name in names})
 
 
 def select(arguments: argparse.Namespace) -> list[Case]:

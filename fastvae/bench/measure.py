@@ -22,6 +22,7 @@ from .peers import FUSED, LIMIT, Program, TorchProgram
 __all__ = ["Effort", "Measurement", "Spread", "checked_program", "measure", "saved_bytes"]
 
 _FEWEST_ROUNDS = 5
+_MOST_DISTURBANCE = 0.1  # cores
 
 Clock = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], float]
 
@@ -34,6 +35,8 @@ class Effort:
     seconds: float = 6.0
     lap: float = 0.01
     """Seconds that a program computes in a round; a slow one at least one call."""
+    patience: float = 15.0
+    """Seconds in which a case that others disturbed is timed again; the calmest time counts."""
     warm: bool = False
     """Use the same two sets of inputs for every call, instead of more than fit into cache."""
 
@@ -66,6 +69,11 @@ class Measurement:
     """Why a program was not timed."""
     disturbance: float | None = None
     """Cores that other processes used meanwhile, if the system says."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the figures are not the machine's but also its other work's."""
+        return (self.disturbance or 0) > _MOST_DISTURBANCE
 
     def time(self, program: str) -> Spread:
         return Spread.of(self.seconds[program])
@@ -100,12 +108,18 @@ def measure(
         say(f"{case}: timing")
         clock = _cuda_clock if torch.device(case.device).type == "cuda" else _cpu_clock
         turns = [_Turn(program, case.direction, inputs, clock) for program in programs]
-        start, others = time.perf_counter(), machine.seconds_of_others()
-        with _without_garbage_collection():
-            found.seconds = _rounds(turns, effort)
-        if others is not None and (others_after := machine.seconds_of_others()) is not None:
-            found.disturbance = (others_after - others) / (time.perf_counter() - start)
-    return found
+        begin = time.perf_counter()
+        while True:
+            start, others = time.perf_counter(), machine.seconds_of_others()
+            with _without_garbage_collection():
+                seconds = _rounds(turns, effort)
+            disturbance = None
+            if others is not None and (others_after := machine.seconds_of_others()) is not None:
+                disturbance = (others_after - others) / (time.perf_counter() - start)
+            if found.disturbance is None or (disturbance or 0) < found.disturbance:
+                found.seconds, found.disturbance = seconds, disturbance
+            if not found.disturbed or time.perf_counter() - begin > effort.patience:
+                return found
 
 
 def checked_program(name: str, case: Case, inputs: Inputs) -> Program:

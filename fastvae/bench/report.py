@@ -87,7 +87,6 @@ _COLUMNS = (
     ("saved, B", 9),
 )
 _PEER_WIDTH = 25
-_DISTURBED = 0.1  # cores that other processes may use before a line says so
 
 
 def heading(case: Case, programs: Sequence[str]) -> str:
@@ -117,7 +116,7 @@ def line(found: Measurement, programs: Sequence[str]) -> str:
     else:
         cells += ["refused", "", "", "", ""]
     text = _cells(cells) + "".join(f"{_ratio(found, name):>{_PEER_WIDTH}}" for name in programs)
-    if (found.disturbance or 0) > _DISTURBED:
+    if found.disturbed:
         text += f"  disturbed: others used {found.disturbance:.1f} cores"
     return text
 
