@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="few short rounds, and no compilers: a first look"
     )
     parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="no fresh pages for large outputs: glibc's malloc keeps what is freed",
+    )
+    parser.add_argument(
         "--warm",
         action="store_true",
         help="inputs that are in cache where they fit; else as many as do not",
@@ -102,6 +107,11 @@ def main(arguments: argparse.Namespace) -> int:
     effort = _effort(arguments)
     description = machine.describe(arguments.device)
     output = arguments.output or _new_path(OUTPUT)
+    if effort.keep_memory:
+        try:
+            machine.keep_memory()
+        except OSError as problem:
+            error(f"argument --keep-memory: {problem}")
     if output.is_dir():
         output /= f"{machine.name(description)}.json"
     found: list[Measurement] = []
@@ -159,7 +169,7 @@ def _new_path(path: Path) -> Path:
 
 def _effort(arguments: argparse.Namespace) -> Effort:
     if arguments.quick:
-        return dataclasses.replace(QUICK, warm=arguments.warm)
+        return dataclasses.replace(QUICK, warm=arguments.warm, keep_memory=arguments.keep_memory)
     names = [field.name for field in dataclasses.fields(Effort) if hasattr(arguments, field.name)]
     return Effort(**{name: getattr(arguments, name) for name in names})
 

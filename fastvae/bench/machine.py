@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import importlib.metadata
 import os
@@ -17,7 +18,15 @@ import torch
 
 from fastvae import backend
 
-__all__ = ["cache_bytes", "caches", "describe", "name", "seconds_of_others", "use_threads"]
+__all__ = [
+    "cache_bytes",
+    "caches",
+    "describe",
+    "keep_memory",
+    "name",
+    "seconds_of_others",
+    "use_threads",
+]
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNKNOWN_CACHE = 64 * 2**20  # where the system does not say
@@ -33,6 +42,24 @@ def use_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_memory() -> None:
+    """Let glibc's malloc keep what is freed, for the rest of the process.
+
+    By default it returns each block above 32 MiB to the system, and a call that makes such a block
+    anew waits for its pages to be mapped, unless a free block of the size lies about by chance.
+
+    Raises:
+        OSError: the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        raise OSError("malloc cannot be told to keep memory; want glibc") from None
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
 
 
 def seconds_of_others() -> float | None:
@@ -85,7 +112,11 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "torch": info["torch"],
         "jax": _version("jax"),
         "compiler": (info["build"] or {}).get("compiler"),
-        "malloc": os.environ.get("LD_PRELOAD") or None,
+        "malloc": {
+            name: value
+            for name, value in os.environ.items()
+            if name == "LD_PRELOAD" or name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"
+        },
     }
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)

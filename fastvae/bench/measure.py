@@ -37,6 +37,8 @@ class Effort:
     """Seconds that a program computes in a round; a slow one at least one call."""
     patience: float = 15.0
     """Seconds in which a case that others disturbed is timed again; the calmest time counts."""
+    keep_memory: bool = False
+    """Let malloc keep what is freed: see `machine.keep_memory`."""
     warm: bool = False
     """Use the same two sets of inputs for every call, instead of more than fit into cache."""
 
