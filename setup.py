@@ -18,6 +18,10 @@ ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 X86 = ["-DFASTVAE_X86"] if platform.machine().lower() in ("x86_64", "amd64") else []
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "dq", "bw", "vl")), "-mprefer-vector-width=512"]
+AVX512 += [
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]  # of gcc's own header, https://gcc.gnu.org/PR105593
 FILE_FLAGS = {"avx2": AVX2, "avx512": AVX512, "baseline": ["-O1"]} if X86 else {}  # -O3: no gain
 
 

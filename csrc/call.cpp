@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "cpu/dispatch.h"
+
 namespace fastvae {
 namespace {
 
@@ -64,10 +66,11 @@ Call::Operand Call::operand(const char* name, const Tensor& tensor) const {
 
 void Call::check_type(const Operand& operand, DType dtype) const {
   if (to_dtype(operand.tensor->scalar_type()) != dtype)
-    fail(operand.name + " has another dtype than this op wants for the given " + inputs_[0].name);
+    fail(std::string(operand.name) + " has another dtype than this op wants for the given " +
+         inputs_[0].name);
   if (device_type_of(*operand.tensor) != device_type_ ||
       operand.tensor->get_device_index() != device_index_)
-    fail(operand.name + " is on another device than " + inputs_[0].name);
+    fail(std::string(operand.name) + " is on another device than " + inputs_[0].name);
 }
 
 void Call::input(const char* name, const Tensor& tensor) {
@@ -84,8 +87,9 @@ void Call::input(const char* name, const Tensor& tensor) {
 }
 
 void Call::constant(double value) {
-  inputs_.emplace_back();
-  inputs_.back().constant = value;
+  Operand number;
+  number.constant = value;
+  inputs_.push_back(number);
 }
 
 void Call::gaussian(const char* mu_name, const Tensor& mu, const char* s_name,
@@ -97,8 +101,8 @@ void Call::gaussian(const char* mu_name, const Tensor& mu, const char* s_name,
     fail("packed_dim is " + std::to_string(packed_dim) + " for a tensor of shape " +
          text(first.sizes));
   if (first.sizes[packed_dim] % 2 != 0)
-    fail(first.name + " of shape " + text(first.sizes) + " has no two halves along dimension " +
-         std::to_string(packed_dim));
+    fail(std::string(first.name) + " of shape " + text(first.sizes) +
+         " has no two halves along dimension " + std::to_string(packed_dim));
   first.packed_dim = int(packed_dim);
   first.sizes[packed_dim] /= 2;
   Operand second = first;
@@ -135,18 +139,17 @@ void Call::finish_shape() {
   if (std::exchange(has_shape_, true)) return;
   Dims base;
   for (const Operand& input : inputs_) {
-    if (input.sizes.size() > base.size())
-      base.insert(base.begin(), input.sizes.size() - base.size(), 1);
+    if (input.sizes.size() > base.size()) base.prepend(input.sizes.size() - base.size(), 1);
     const size_t skip = base.size() - input.sizes.size();
     for (size_t d = 0; d < input.sizes.size(); ++d) {
       if (base[skip + d] == 1) base[skip + d] = input.sizes[d];
       if (input.sizes[d] != 1 && input.sizes[d] != base[skip + d])
-        fail(input.name + " of shape " + text(input.sizes) + " does not broadcast to " +
-             text(base));
+        fail(std::string(input.name) + " of shape " + text(input.sizes) +
+             " does not broadcast to " + text(base));
     }
   }
   shape_ = sample_shape_;
-  shape_.insert(shape_.end(), base.begin(), base.end());
+  shape_.append(base.begin(), base.end());
   numel_ = product(shape_);
   if (event_ndim_ > int64_t(base.size()) || event_ndim_ < -1)
     fail("event_ndim is " + std::to_string(event_ndim_) + " for the shape " + text(base));
@@ -156,8 +159,8 @@ void Call::finish_shape() {
 
   for (Operand& input : inputs_) {
     if (input.packed_dim >= 0 && input.sizes != shape_)
-      fail(input.name + " is packed and must not be broadcast from " + text(input.sizes) + " to " +
-           text(shape_));
+      fail(std::string(input.name) + " is packed and must not be broadcast from " +
+           text(input.sizes) + " to " + text(shape_));
     input.strides = spread(input, input.strides);
   }
   if (grad_output_) {
@@ -180,9 +183,9 @@ void Call::finish_shape() {
       fail("seed must be int64 of shape [] or, one for each row, [" +
            (base.empty() ? "" : std::to_string(base[0])) + "]");
     if (device_type_of(*seed_) != device_type_ || seed_->get_device_index() != device_index_)
-      fail("seed is on another device than " + inputs_[0].name);
-    seed_ = torch::stable::contiguous(*seed_);
+      fail("seed is on another device than " + std::string(inputs_[0].name));
     plan_.noise.seed_per_row = seed_->dim() == 1;
+    if (plan_.noise.seed_per_row) seed_ = torch::stable::contiguous(*seed_);
   }
   finish_order();
 }
@@ -191,18 +194,19 @@ void Call::finish_shape() {
 // as rows stay outside of what is summed.
 void Call::finish_order() {
   order_.resize(shape_.size());
-  for (size_t d = 0; d < order_.size(); ++d) order_[d] = int(d);
+  for (size_t d = 0; d < order_.size(); ++d) order_[d] = int64_t(d);
   const Dims& strides = inputs_[0].strides;
   for (size_t d = lead_; d < shape_.size(); ++d)
     if (shape_[d] > 1 && strides[d] == 0) return;
   // Dimensions of size 1 have no place of their own and go where they disturb nothing, but for that
   // of packed halves, which is 2 in the gradient.
-  const auto key = [&](int d) {
+  const auto key = [&](int64_t d) {
     if (d == inputs_[0].packed_dim) return inputs_[0].tensor->stride(d);
     return shape_[d] == 1 ? INT64_MAX : strides[d];
   };
-  std::stable_sort(order_.begin() + lead_, order_.end(),
-                   [&](int a, int b) { return key(a) > key(b); });
+  const auto outer = [&](int64_t a, int64_t b) { return key(a) > key(b); };
+  if (!std::is_sorted(order_.begin() + lead_, order_.end(), outer))  // sorting allocates
+    std::stable_sort(order_.begin() + lead_, order_.end(), outer);
 }
 
 // Of a dense tensor in the common order, whose sizes broadcast to the common shape.
@@ -211,7 +215,7 @@ Dims Call::dense_strides(const Dims& sizes, int64_t trailing) const {
   const int skip = int(shape_.size() - trailing - sizes.size());
   int64_t stride = 1;
   for (int i = int(order_.size()) - 1; i >= 0; --i) {
-    const int d = order_[i] - skip;
+    const int d = int(order_[i]) - skip;
     if (d < 0 || d >= int(sizes.size())) continue;
     strides[d] = stride;
     stride *= std::max<int64_t>(sizes[d], 1);
@@ -226,7 +230,9 @@ Tensor Call::allocate(const Dims& sizes, const Dims& strides, DType dtype) const
       int64_t(sizes.size()), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type_,
       device_index_, &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  if (on_cpu()) use_large_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
 }
 
 void Call::make_dense(Operand& operand) const {
@@ -265,9 +271,9 @@ Tensor Call::value() {
   return value;
 }
 
-std::vector<Tensor> Call::gradients(int count, int64_t needs) {
+Gradients Call::gradients(int count, int64_t needs) {
   finish_shape();
-  std::vector<Tensor> results(count);
+  Gradients results(count);
   gradients_.resize(count);
   for (int k = 0; k < count; ++k) {
     const Operand& input = inputs_[k];

@@ -16,7 +16,6 @@
 
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "dims.h"
 #include "formulas.h"
@@ -26,6 +25,7 @@ namespace fastvae {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using Gradients = InlineVector<Tensor, kMaxOutputs>;
 
 // The position of `Op` in `Steps`.
 template <class Op, class... Ops>
@@ -57,7 +57,7 @@ class Call {
   Tensor value();
   // Of the first `count` inputs; undefined where `needs` lacks the bit, and for the second of a
   // packed pair, whose gradients are the halves of the first.
-  std::vector<Tensor> gradients(int count, int64_t needs);
+  Gradients gradients(int count, int64_t needs);
 
   template <class Op>
   void run() {
@@ -67,7 +67,7 @@ class Call {
  private:
   // A tensor as the collapse sees it, or positions in the noise stream or among the rows.
   struct Operand {
-    std::string name;
+    const char* name = "";
     OptionalTensor tensor;
     Dims sizes;          // its own
     Dims strides;        // along the common shape, 0 where it is broadcast; set by finish_shape()
@@ -107,16 +107,16 @@ class Call {
   DType dtype_ = DType::float32, accumulate_ = DType::float32;
   int32_t device_type_ = 0, device_index_ = 0;
 
-  std::vector<Operand> inputs_;
+  InlineVector<Operand, kMaxInputs> inputs_;
   std::optional<Operand> grad_output_, grad_value_, output_, value_;
-  std::vector<std::optional<Gradient>> gradients_;
+  InlineVector<std::optional<Gradient>, kMaxOutputs> gradients_;
   OptionalTensor seed_;
   Dims sample_shape_;
   int64_t event_ndim_ = -1;  // -1: the op sums nothing
 
   bool has_shape_ = false;  // finish_shape() has run
   Dims shape_;              // common, the sample shape in front; set by finish_shape()
-  std::vector<int> order_;  // of the dimensions in memory, outermost first
+  Dims order_;              // of the dimensions in memory, outermost first
   int64_t numel_ = 1;
   int lead_ = 0;       // dimensions before the event
   bool sums_ = false;  // false also where a row has one element

@@ -32,11 +32,12 @@ void* Call::address(const Operand& operand, DType dtype) const {
 bool Call::collapse(const Step& step) {
   struct Column {
     Dims strides;
-    Layout* layout;
-    Operand* operand;  // none: not in memory
+    Layout* layout = nullptr;
+    Operand* operand = nullptr;  // none: not in memory
     bool output = false;
+    Dims collapsed = {};  // strides of the collapsed dimensions
   };
-  std::vector<Column> columns;
+  InlineVector<Column, kMaxInputs + kMaxOutputs + 6> columns;
   const size_t rank = shape_.size();
   for (size_t k = 0; k < inputs_.size(); ++k)
     if (inputs_[k].tensor)
@@ -72,40 +73,37 @@ bool Call::collapse(const Step& step) {
   }
 
   // Neighbouring dimensions are one where every operand walks through them in one stride.
-  std::vector<int64_t> sizes;
-  std::vector<Dims> strides;  // of each collapsed dimension, one a column
-  for (int d : order_) {
+  Dims sizes;
+  const auto add_dimension = [&](int64_t size, const auto& stride_of) {
+    sizes.push_back(size);
+    for (Column& column : columns) column.collapsed.push_back(stride_of(column));
+  };
+  for (const int64_t d : order_) {
     if (shape_[d] == 1) continue;
-    Dims here;
-    for (const Column& column : columns) here.push_back(column.strides[d]);
-    bool merge = !sizes.empty();
-    for (size_t c = 0; merge && c < columns.size(); ++c)
-      merge = strides.back()[c] == here[c] * shape_[d];
-    if (merge) {
+    const auto continues = [&](const Column& column) {
+      return column.collapsed.back() == column.strides[d] * shape_[d];
+    };
+    if (!sizes.empty() && std::ranges::all_of(columns, continues)) {
       sizes.back() *= shape_[d];
-      strides.back() = here;
+      for (Column& column : columns) column.collapsed.back() = column.strides[d];
     } else {
-      sizes.push_back(shape_[d]);
-      strides.push_back(here);
+      add_dimension(shape_[d], [d](const Column& column) { return column.strides[d]; });
     }
   }
-  if (sizes.empty()) {
-    sizes.push_back(1);
-    strides.emplace_back(columns.size(), 0);
-  }
+  const auto no_stride = [](const Column&) { return int64_t(0); };
+  if (sizes.empty()) add_dimension(1, no_stride);
   // The gradients of packed halves of one element each lie two apart. They cannot be replaced by a
   // dense copy as an input can: every element is then a piece of its own.
-  for (size_t c = 0; c < columns.size(); ++c) {
-    if (!columns[c].output || strides.back()[c] <= 1) continue;
-    sizes.push_back(1);
-    strides.emplace_back(columns.size(), 0);
-    break;
-  }
+  if (std::ranges::any_of(columns, [](const Column& column) {
+        return column.output && column.collapsed.back() > 1;
+      }))
+    add_dimension(1, no_stride);
   const bool too_many = sizes.size() > kMaxDims + 1;
   bool done = true;
-  for (size_t c = 0; c < columns.size(); ++c) {
-    Operand* operand = columns[c].operand;
-    if (!operand || (!too_many && (strides.back()[c] == 0 || strides.back()[c] == 1))) continue;
+  for (const Column& column : columns) {
+    Operand* operand = column.operand;
+    const int64_t inner = column.collapsed.back();
+    if (!operand || (!too_many && (inner == 0 || inner == 1))) continue;
     if (operand->strides == spread(*operand, dense_strides(operand->sizes, operand->trailing)))
       continue;
     make_dense(*operand);
@@ -117,9 +115,9 @@ bool Call::collapse(const Step& step) {
   plan_.dims = int(sizes.size()) - 1;
   plan_.inner = sizes.back();
   plan_.pieces = plan_.pieces_per_row = 1;
-  for (size_t c = 0; c < columns.size(); ++c) {
-    for (int d = 0; d < plan_.dims; ++d) columns[c].layout->stride[d] = strides[d][c];
-    columns[c].layout->inner = strides.back()[c];
+  for (const Column& column : columns) {
+    for (int d = 0; d < plan_.dims; ++d) column.layout->stride[d] = column.collapsed[d];
+    column.layout->inner = column.collapsed.back();
   }
   for (int d = 0; d < plan_.dims; ++d) {
     plan_.size[d] = sizes[d];
@@ -155,7 +153,7 @@ void Call::launch(int step_index, const Step& step) {
   if (numel_ == 0) return;
   const bool on_cuda = device_type_ == aoti_torch_device_type_cuda();
   if (!on_cpu() && !(on_cuda ? kHasCuda : kCudaOnHost))
-    fail("this build has no kernels for the device of " + inputs_[0].name);
+    fail("this build has no kernels for the device of " + std::string(inputs_[0].name));
   std::optional<torch::stable::accelerator::DeviceGuard> guard;
   if (on_cuda) guard.emplace(device_index_);
   while (!collapse(step)) {
@@ -204,8 +202,8 @@ void Call::point(Gradient& gradient, Output& output) {
   }
   output.extent = product(gradient.operand.sizes);
   Dims sizes = gradient.operand.sizes, strides = dense_strides(sizes);
-  sizes.insert(sizes.begin(), plan_.slots);
-  strides.insert(strides.begin(), output.extent);
+  sizes.prepend(1, plan_.slots);
+  strides.prepend(1, output.extent);
   Tensor slots = allocate(sizes, strides, DType::float64);
   gradient.terms = torch::stable::zero_(slots);
   output.write(Mode::reduced, slots.mutable_data_ptr());

@@ -17,7 +17,7 @@ using Two = std::tuple<Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-Four four(const std::vector<Tensor>& g) {
+Four four(const Gradients& g) {
   return {g[0], g[1], g.size() > 2 ? g[2] : Tensor(), g.size() > 3 ? g[3] : Tensor()};
 }
 
@@ -37,7 +37,7 @@ Tensor rsample(const Tensor& mu, const OptionalTensor& logvar, const Tensor& see
                int64_t packed_dim, const std::vector<int64_t>& sample_shape) {
   Call call("rsample", param);
   call.gaussian("mu", mu, "logvar", logvar, packed_dim);
-  call.noise(seed, sample_shape);
+  call.noise(seed, to_dims(sample_shape));
   Tensor z = call.output();
   call.run<Rsample::Forward>();
   return z;
@@ -49,8 +49,8 @@ Two rsample_backward(const Tensor& grad_z, const Tensor& mu, const OptionalTenso
   Call call("rsample_backward", param);
   call.gaussian("mu", mu, "logvar", logvar, packed_dim);
   call.grad_output(grad_z);
-  call.noise(seed, sample_shape);
-  const std::vector<Tensor> grads = call.gradients(2, needs);
+  call.noise(seed, to_dims(sample_shape));
+  const Gradients grads = call.gradients(2, needs);
   call.run<Rsample::Backward>();
   return {grads[0], grads[1]};
 }
@@ -73,7 +73,7 @@ Four kl_divergence_backward(const Tensor& grad_kl, const Tensor& mu, const Optio
   const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
   call.rows(event_ndim);
   call.grad_value(grad_kl);
-  const std::vector<Tensor> grads = call.gradients(n, needs);
+  const Gradients grads = call.gradients(n, needs);
   n == 2 ? call.run<KLDivergence<2>::Backward>() : call.run<KLDivergence<4>::Backward>();
   return four(grads);
 }
@@ -101,7 +101,7 @@ Four rsample_kl_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tens
   call.noise(seed);
   call.rows(event_ndim);
   call.grad_value(grad_kl);
-  const std::vector<Tensor> grads = call.gradients(n, needs);
+  const Gradients grads = call.gradients(n, needs);
   n == 2 ? call.run<RsampleKL<2>::Backward>() : call.run<RsampleKL<4>::Backward>();
   return four(grads);
 }
@@ -128,7 +128,7 @@ Three gaussian_log_prob_backward(const Tensor& grad_log_prob, const Tensor& x, c
   logvar ? call.input("logvar", *logvar) : call.constant(scale);
   call.rows(event_ndim);
   call.grad_value(grad_log_prob);
-  const std::vector<Tensor> grads = call.gradients(3, needs);
+  const Gradients grads = call.gradients(3, needs);
   call.run<GaussianLogProb::Backward>();
   return {grads[0], grads[1], grads[2]};
 }

@@ -29,6 +29,7 @@ PARAMS = ("logvar", "log_std", "std", "var")  # in the order of the kernels' cod
 _CODES = {name: code for code, name in enumerate(PARAMS)}
 # The kernels follow this many dimensions that alternate between broadcast and not (csrc/plan.h).
 _MAX_BROADCAST_NDIM = 7
+_CPU_SEED = torch.zeros((), dtype=torch.int64, device="cpu")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -68,20 +69,21 @@ def gaussian_arguments(**arguments: TensorLike) -> tuple[list[Tensor], torch.Siz
             dtypes differ.
         ValueError: the devices differ, or the shapes do not broadcast.
     """
-    values = list(arguments.values())
-    first = next((value for value in values if isinstance(value, Tensor)), None)
-    if first is None:
-        first = torch.empty((), dtype=torch.get_default_dtype())
-    shape, dtype, device = first.shape, first.dtype, first.device
-    if dtype in _DTYPES and all(
-        isinstance(value, Tensor)
-        and value.shape == shape
-        and value.dtype == dtype
-        and value.device == device
-        for value in values
-    ):
-        return cast(list[Tensor], values), shape
-    return _canonical(arguments, first)
+    first, *others = arguments.values()
+    if isinstance(first, Tensor):
+        shape, dtype, device = first.shape, first.dtype, first.device
+        alike = dtype in _DTYPES
+        for value in others:
+            alike = (
+                alike
+                and isinstance(value, Tensor)
+                and value.shape == shape
+                and value.dtype == dtype
+                and value.device == device
+            )
+        if alike:
+            return [first, *cast(list[Tensor], others)], shape
+    return _canonical(arguments)
 
 
 def gaussians(
@@ -99,9 +101,11 @@ def gaussians(
     return gaussian_arguments(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
 
 
-def _canonical(arguments: dict[str, TensorLike], first: Tensor) -> tuple[list[Tensor], torch.Size]:
+def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Size]:
+    given = ((name, value) for name, value in arguments.items() if isinstance(value, Tensor))
+    default = "the default", torch.empty((), dtype=torch.get_default_dtype())
+    first_name, first = next(given, default)
     tensors: list[Tensor] = []
-    first_name = next((n for n, value in arguments.items() if value is first), "the default")
     for name, value in arguments.items():
         if isinstance(value, Real):
             value = torch.full((), float(value), dtype=first.dtype, device=first.device)
@@ -142,7 +146,7 @@ def make_seed(
     `batch` is the size of dimension 0, the only length that a per-row seed may have.
     """
     if seed is None:
-        return torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
+        return _empty_seed(device).random_(generator=generator)
     if generator is not None:
         raise ValueError("seed and generator are both given; want one of them")
     if isinstance(seed, Tensor):
@@ -159,6 +163,12 @@ def make_seed(
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed is {seed}; want a signed 64-bit integer")
     return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+def _empty_seed(device: torch.device) -> Tensor:
+    if device.type == "cpu":  # half the time of the general case, which is 3 % of a small op's
+        return torch.empty_like(_CPU_SEED)
+    return torch.empty((), dtype=torch.int64, device=device)
 
 
 def check_sample_shape(sample_shape: Sequence[int]) -> torch.Size:

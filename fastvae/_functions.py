@@ -14,19 +14,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import (
+    backend,  # noqa: F401  loads the binary, which defines the ops
+    reference,
+)
 from ._arguments import PARAMS
 
 __all__ = ["GaussianLogProb", "KLDivergence", "Rsample", "RsampleKL", "apply"]
 
-_ops = torch.ops.fastvae
 Gradients = tuple[Tensor | None, ...]
+
+
+def _op(name: str) -> Any:
+    """An op of the binary, looked up once: every call would pay for it. None without a binary."""
+    return getattr(getattr(torch.ops.fastvae, name, None), "default", None)
+
+
+_rsample_backward = _op("rsample_backward")
+_kl_divergence_backward = _op("kl_divergence_backward")
+_rsample_kl_backward = _op("rsample_kl_backward")
+_gaussian_log_prob_backward = _op("gaussian_log_prob_backward")
 
 
 class Function(torch.autograd.Function):
     """An op of `torch.ops.fastvae`: `forward` takes the op's own arguments."""
 
-    name: str
+    op: Any
 
 
 def apply(function: type[Function], *arguments: Any) -> Any:
@@ -35,13 +48,13 @@ def apply(function: type[Function], *arguments: Any) -> Any:
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.requires_grad:
                 return function.apply(*arguments)
-    return getattr(_ops, function.name)(*arguments)
+    return function.op(*arguments)
 
 
 class Rsample(Function):
     """z = mu + sigma eps."""
 
-    name = "rsample"
+    op = _op("rsample")
 
     @staticmethod
     def forward(
@@ -55,7 +68,7 @@ class Rsample(Function):
     ) -> Tensor:
         ctx.save_for_backward(mu, logvar, seed)
         ctx.settings = param, packed_dim, sample_shape
-        return _ops.rsample(mu, logvar, seed, param, packed_dim, sample_shape)
+        return Rsample.op(mu, logvar, seed, param, packed_dim, sample_shape)
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor) -> Gradients:
@@ -72,12 +85,12 @@ class Rsample(Function):
             grads = _recorded(forward, packed_dim, (mu, logvar), needs, (grad_z,))
         elif logvar is not None and grad_z.shape == mu.shape:
             # dz/dmu is 1: the kernel need not copy.
-            grads = _ops.rsample_backward(
+            grads = _rsample_backward(
                 grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs) & 2
             )
             grads = grad_z if needs[0] else None, grads[1]
         else:
-            grads = _ops.rsample_backward(
+            grads = _rsample_backward(
                 grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs)
             )
         return *grads, None, None, None, None
@@ -86,7 +99,7 @@ class Rsample(Function):
 class KLDivergence(Function):
     """KL(q || p), p = N(0, I) where the prior's tensors are None."""
 
-    name = "kl_divergence"
+    op = _op("kl_divergence")
 
     @staticmethod
     def forward(
@@ -101,7 +114,7 @@ class KLDivergence(Function):
     ) -> Tensor:
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar)
         ctx.settings = param, packed_dim, event_ndim
-        return _ops.kl_divergence(mu, logvar, prior_mu, prior_logvar, param, packed_dim, event_ndim)
+        return KLDivergence.op(mu, logvar, prior_mu, prior_logvar, param, packed_dim, event_ndim)
 
     @staticmethod
     def backward(ctx: Any, grad_kl: Tensor) -> Gradients:
@@ -120,15 +133,13 @@ def _kl_backward(
             return reference.kl_divergence(*gaussians, param=PARAMS[param], event_ndim=event_ndim)
 
         return _recorded(forward, packed_dim, gaussians, needs, (grad_kl,))
-    return _ops.kl_divergence_backward(
-        grad_kl, *gaussians, param, packed_dim, event_ndim, _bits(needs)
-    )
+    return _kl_divergence_backward(grad_kl, *gaussians, param, packed_dim, event_ndim, _bits(needs))
 
 
 class RsampleKL(Function):
     """z and KL(q || p) in one pass."""
 
-    name = "rsample_kl"
+    op = _op("rsample_kl")
 
     @staticmethod
     def forward(
@@ -145,9 +156,7 @@ class RsampleKL(Function):
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed)
         ctx.settings = param, packed_dim, event_ndim
         ctx.set_materialize_grads(False)
-        return _ops.rsample_kl(
-            mu, logvar, prior_mu, prior_logvar, seed, param, packed_dim, event_ndim
-        )
+        return RsampleKL.op(mu, logvar, prior_mu, prior_logvar, seed, param, packed_dim, event_ndim)
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Gradients:
@@ -164,13 +173,13 @@ class RsampleKL(Function):
 
             grads = _recorded(forward, packed_dim, gaussians, needs, (grad_z, grad_kl))
         elif grad_z is not None and grad_kl is not None:
-            grads = _ops.rsample_kl_backward(
+            grads = _rsample_kl_backward(
                 grad_z, grad_kl, *gaussians, seed, param, packed_dim, event_ndim, _bits(needs)
             )
         elif grad_kl is not None:
             grads = _kl_backward(ctx, grad_kl, gaussians, ctx.settings)
         elif grad_z is not None:
-            q = _ops.rsample_backward(
+            q = _rsample_backward(
                 grad_z, *gaussians[:2], seed, param, packed_dim, (), _bits(needs[:2])
             )
             grads = *q, None, None
@@ -182,7 +191,7 @@ class RsampleKL(Function):
 class GaussianLogProb(Function):
     """log N(x; mean, sigma^2); without a tensor `logvar`, the number `scale` stands for it."""
 
-    name = "gaussian_log_prob"
+    op = _op("gaussian_log_prob")
 
     @staticmethod
     def forward(
@@ -196,7 +205,7 @@ class GaussianLogProb(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, mean, logvar)
         ctx.settings = scale, param, event_ndim
-        return _ops.gaussian_log_prob(x, mean, logvar, scale, param, event_ndim)
+        return GaussianLogProb.op(x, mean, logvar, scale, param, event_ndim)
 
     @staticmethod
     def backward(ctx: Any, grad_log_prob: Tensor) -> Gradients:
@@ -216,14 +225,17 @@ class GaussianLogProb(Function):
 
             grads = _recorded(forward, -1, tensors, needs, (grad_log_prob,))
         else:
-            grads = _ops.gaussian_log_prob_backward(
+            grads = _gaussian_log_prob_backward(
                 grad_log_prob, *tensors, scale, param, event_ndim, _bits(needs)
             )
         return *grads, None, None, None
 
 
 def _bits(needs: Sequence[bool]) -> int:
-    return sum(need << i for i, need in enumerate(needs))
+    bits = 0
+    for i, need in enumerate(needs):
+        bits |= need << i
+    return bits
 
 
 def _recorded(

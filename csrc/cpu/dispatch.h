@@ -11,6 +11,9 @@ namespace fastvae {
 // asks for if that is no more.
 const char* cpu_capability();
 
+// Asks for large pages behind `bytes` of fresh memory, if that is worth it.
+void use_large_pages(void* data, int64_t bytes);
+
 void run_on_cpu(int step, DType dtype, const Plan& plan);
 
 // to[i] = sum over j < count of from[i * stride + j * step], in double, in this order. Both types

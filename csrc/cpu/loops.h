@@ -119,6 +119,8 @@ class Loop {
  private:
   Loop(const Plan& plan, int64_t slot) : plan_(plan), scale_{plan.scale}, slot_(slot) {}
 
+  static constexpr int kGathered = kBlock + kLanes;
+
   static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
   static int64_t first_piece(const Plan& plan, int64_t unit) {
@@ -140,7 +142,7 @@ class Loop {
     V get(int i) const { return p ? load(p + i, static_cast<V*>(nullptr)) : same; }
   };
   template <class S>
-  Source<S> open(S (&gathered)[kBlock], const Input& input, int64_t offset, int64_t j,
+  Source<S> open(S (&gathered)[kGathered], const Input& input, int64_t offset, int64_t j,
                  int64_t length, int64_t pieces) const {
     if (!input.data) return {nullptr, V(A(input.constant))};
     const int64_t inner = input.layout.inner, outer = At::step(plan_, input.layout);
@@ -151,8 +153,17 @@ class Loop {
       return {nullptr, load(lanes, static_cast<V*>(nullptr))};
     }
     if (pieces == 1 || (inner == 1 && outer == length)) return {from, V(0)};
-    for (int64_t piece = 0, i = 0; piece < pieces; ++piece)
-      for (int64_t k = 0; k < length; ++k) gathered[i++] = from[piece * outer + k * inner];
+    for (int64_t piece = 0; piece < pieces; ++piece, from += outer) {
+      S* to = gathered + piece * length;
+      if (inner == 1) {
+        memcpy(to, from, length * sizeof(S));
+        continue;
+      }
+      // A vector at a time; what is too much is overwritten by the next piece.
+      S lanes[kLanes];
+      for (S& lane : lanes) lane = *from;
+      for (int64_t i = 0; i < length; i += kLanes) memcpy(to + i, lanes, sizeof(lanes));
+    }
     return {gathered, V(0)};
   }
 
@@ -268,11 +279,14 @@ class Loop {
                  .sample_step = At::step(plan_, noise.sample)});
   }
 
-  // In order: rows are short or few.
+  // In four chains, for the compiler to make one of vectors.
   static double add(const A* x, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += x[i];
-    return sum;
+    double sum[4] = {};
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4)
+      for (int k = 0; k < 4; ++k) sum[k] += x[i + k];
+    for (; i < n; ++i) sum[0] += x[i];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
 
   template <class S>
@@ -303,8 +317,8 @@ class Loop {
   const Scale scale_;
   const int64_t slot_;
   double total_ = 0;  // over blocks, whose own sums have at most kBlock / kLanes terms a lane
-  alignas(64) T in_[I][kBlock];  // gathered
-  alignas(64) A row_grad_[kStep.row_grad ? kBlock : 1];
+  alignas(64) T in_[I][kGathered];
+  alignas(64) A row_grad_[kGathered];
   alignas(64) float noise_[kStep.noise ? 2 * kBlock + 2 * kNormalsPerStep : 1];
   alignas(64) A values_[kStep.value ? kBlock + kLanes : 1];
   alignas(64) A scratch_[O > 0 ? O : 1][kBlock + kLanes];

@@ -95,19 +95,23 @@ inline void fill_columns(float* buffer, const Noise& noise, const NoiseRun& run)
   if (run.pieces == 1) {
     for (int64_t i = 0; i < total; i += kLanes, counter = counter + Words(kLanes)) draw(i);
   } else {
-    const int64_t pieces = kLanes / counters;  // that every lane goes on by, and a carry more
+    // Every lane goes on by `pieces` pieces and `rest` counters, and where it passes its piece's
+    // end by a piece more.
+    const int64_t pieces = kLanes / counters;
     const Words rest(uint64_t(kLanes % counters));
-    const auto go_on = [pieces](Words& x, int64_t step, Words carry) {
-      x = x + Words(uint64_t(pieces * step)) + (Words(uint64_t(step)) & carry);
+    const auto go_on = [pieces](Words& x, int64_t step, Mask<uint64_t> past) {
+      x = x + select(past, Words(uint64_t((pieces + 1) * step)), Words(uint64_t(pieces * step)));
     };
+    const bool rows_only = run.column_step == 0 && run.sample_step == 0;
     for (int64_t i = 0; i < total; i += kLanes) {
       draw(i);
       counter = counter + rest;
-      const auto carry = reinterpret<uint64_t>(counter >= end);
-      counter = counter - (end & carry);
-      go_on(column, run.column_step / 4, carry);
-      go_on(row, run.row_step, carry);
-      go_on(sample, run.sample_step, carry);
+      const auto past = counter >= end;
+      counter = select(past, counter - end, counter);
+      go_on(row, run.row_step, past);
+      if (rows_only) continue;
+      go_on(column, run.column_step / 4, past);
+      go_on(sample, run.sample_step, past);
     }
   }
   // In a loop of its own: the processor overlaps more iterations of two short loops than of one
