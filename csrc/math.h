@@ -60,9 +60,21 @@ FASTVAE_INLINE double fma(double a, double b, double c) { return __builtin_fma(a
 #ifdef __CUDA_ARCH__
 FASTVAE_INLINE float sqrt(float a) { return __fsqrt_rn(a); }
 FASTVAE_INLINE double sqrt(double a) { return __dsqrt_rn(a); }
+// For 2^-100 < a < 2^100, correctly rounded too: what __fsqrt_rn does for such numbers, after it
+// has found that they are such.
+FASTVAE_INLINE float sqrt_of_normal(float a) {
+  float inverse;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(a));
+  const float root = a * inverse;
+  return fma(fma(-root, root, a), 0.5f * inverse, root);
+}
 #else
 FASTVAE_INLINE float sqrt(float a) { return __builtin_sqrtf(a); }
 FASTVAE_INLINE double sqrt(double a) { return __builtin_sqrt(a); }
+template <class V>
+FASTVAE_INLINE V sqrt_of_normal(V a) {
+  return sqrt(a);
+}
 #endif
 
 template <class T>

@@ -15,7 +15,15 @@ inline namespace FASTVAE_TARGET {
 // One at a time, or in a vector one in the low half of each 64-bit lane (cpu/words.h).
 // `wide_multiply` multiplies the low halves; whatever else stands in the high halves is ignored.
 
-FASTVAE_INLINE uint64_t wide_multiply(uint32_t a, uint32_t b) { return uint64_t(a) * b; }
+FASTVAE_INLINE uint64_t wide_multiply(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  uint64_t product;  // of `uint64_t(a) * b`, nvcc 13.0 adds up high words that are 0
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return uint64_t(a) * b;
+#endif
+}
 FASTVAE_INLINE uint32_t high_word(uint64_t a) { return uint32_t(a >> 32); }
 FASTVAE_INLINE uint32_t low_word(uint64_t a) { return uint32_t(a); }
 
@@ -61,7 +69,7 @@ FASTVAE_INLINE Pair<V> box_muller(Int<V> a, Int<V> b) {
   const Split<V> u = split(select(upper, V(1) - distance, distance));
   // 1 - d rounds d away; ln(1 - d) needs it whole.
   const V f = select(upper & (u.exponent == I(0)), V(0) - distance, u.mantissa - V(1));
-  const V radius = sqrt(V(-2) * log_of_parts(f, to_real(u.exponent)));
+  const V radius = sqrt_of_normal(V(-2) * log_of_parts(f, to_real(u.exponent)));
 
   // The angle is pi x + quadrant pi / 2 with |x| <= 1/4. The quadrant is the turned word's upper
   // two bits, the remainder exact.

@@ -1,0 +1,47 @@
+// Sums over threads, in an order that depends on nothing but their number.
+#pragma once
+
+#include "piece.cuh"
+
+namespace fastvae {
+
+__device__ inline void group_barrier(int threads) {
+  if (threads > kWarp)
+    __syncthreads();
+  else
+    __syncwarp();
+}
+
+// The sum over a group of `threads`, a block or at most a warp, for each of them. All threads of
+// the block must call it.
+template <class A>
+__device__ A group_sum(A x, int threads) {
+  for (int distance = min(threads, kWarp) / 2; distance > 0; distance /= 2)
+    x += __shfl_xor_sync(0xffffffffu, x, distance);
+  if (threads <= kWarp) return x;
+  __shared__ A of_warp[kBlockThreads / kWarp];
+  __syncthreads();  // the last sum has been read
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  x = of_warp[0];
+#pragma unroll
+  for (int w = 1; w < kBlockThreads / kWarp; ++w) x += of_warp[w];
+  return x;
+}
+
+// Whether this group is the last of `parts` to come here, and may read what the others have written
+// to global memory before. A group that is not active only takes part in the barriers.
+//
+// The fences make it so: all threads' writes come before thread 0 counts, and who counts last reads
+// after all others have counted. The counter is set to 0 in the stream, before the kernel.
+__device__ inline bool last_to_come(unsigned* counter, int parts, const Worker& worker) {
+  __threadfence();
+  group_barrier(worker.threads);
+  const bool counts = worker.active && worker.thread == 0;
+  const unsigned before = counts ? atomicAdd(counter, 1u) : 0;
+  const bool last = group_sum(before, worker.threads) == unsigned(parts) - 1;
+  __threadfence();
+  return last && worker.active;
+}
+
+}  // namespace fastvae
