@@ -301,7 +301,6 @@ Gradients Call::gradients(int count, int64_t needs) {
     gradient.operand.offset = 0;
     gradient.reduced = product(input.sizes) != numel_;
     if (gradient.reduced && numel_ == 0) torch::stable::zero_(results[k]);
-    if (gradient.reduced && !on_cpu()) gradient.operand.strides = dense_strides(shape_);
     gradients_[k] = gradient;
   }
   return results;

@@ -79,10 +79,9 @@ class Call {
   struct Gradient {
     Operand operand;  // what the kernel writes
     Tensor result;    // what the caller gets
-    // Of a broadcast input: the kernel's terms, in slots (CPU) or of the common shape (CUDA), that
-    // finish() adds up.
+    // Of a broadcast input. On the CPU the kernel's sums are in slots, which finish() adds up.
     bool reduced = false;
-    OptionalTensor terms;
+    OptionalTensor slots;
   };
 
   [[noreturn]] void fail(const std::string& message) const;

@@ -138,7 +138,7 @@ void Call::cut() {
   p.units_per_row = ceil_div(p.pieces_per_row, p.pieces_per_unit) * p.segments;
   p.units = p.pieces / p.pieces_per_row * p.units_per_row;
   for (const auto& gradient : gradients_) {
-    if (!gradient || !gradient->reduced || !on_cpu()) continue;
+    if (!gradient || !gradient->reduced) continue;
     // Each slot has a worthwhile share, and together they are no more than the whole.
     const int64_t share = std::max(kUnit, product(gradient->operand.sizes));
     const int64_t slots = std::clamp<int64_t>(numel_ / share, 1, kMaxSlots);
@@ -158,7 +158,7 @@ void Call::launch(int step_index, const Step& step) {
   if (on_cuda) guard.emplace(device_index_);
   while (!collapse(step)) {
   }
-  cut();
+  if (on_cpu()) cut();
   Plan& p = plan_;
   for (size_t k = 0; k < inputs_.size(); ++k) {
     p.input[k].constant = inputs_[k].constant;
@@ -169,26 +169,27 @@ void Call::launch(int step_index, const Step& step) {
   if (output_) p.output[0].write(Mode::full, address(*output_, dtype_));
   for (size_t k = 0; k < gradients_.size(); ++k)
     if (gradients_[k]) point(*gradients_[k], p.output[k]);
+  if (step.value && !sums_) p.value.write(Mode::full, address(*value_, accumulate_));
+  if (sums_) p.unit_sums = value_->tensor->mutable_data_ptr();
+  if (!on_cpu()) {
+    std::vector<Tensor> memory;
+    run_on_cuda(op_, device_index_, step_index, step, dtype_, p, [&](int64_t bytes) {
+      memory.push_back(allocate({ceil_div(bytes, 8)}, {1}, DType::float64));
+      return memory.back().mutable_data_ptr();
+    });
+    return;
+  }
   // Rows' sums go straight to the result, or each unit's to a partial sum.
   OptionalTensor partial;
-  if (step.value && !sums_) p.value.write(Mode::full, address(*value_, accumulate_));
-  if (sums_) {
-    if (p.units_per_row > 1) partial = allocate({p.units}, {1}, accumulate_);
-    p.unit_sums = (partial ? *partial : *value_->tensor).mutable_data_ptr();
+  if (sums_ && p.units_per_row > 1) {
+    partial = allocate({p.units}, {1}, accumulate_);
+    p.unit_sums = partial->mutable_data_ptr();
   }
-
-  if (on_cpu())
-    run_on_cpu(step_index, dtype_, p);
-  else
-    run_on_cuda(op_, device_index_, step_index, dtype_, p);
-
+  run_on_cpu(step_index, dtype_, p);
   if (partial) {
-    void* sums = value_->tensor->mutable_data_ptr();
     const int64_t parts = p.units_per_row, rows = p.units / parts;
-    if (on_cpu())
-      add_on_cpu(accumulate_, p.unit_sums, parts, parts, 1, accumulate_, sums, rows);
-    else
-      add_on_cuda(op_, device_index_, accumulate_, p.unit_sums, parts, parts, 1, sums, rows);
+    add_on_cpu(accumulate_, p.unit_sums, parts, parts, 1, accumulate_,
+               value_->tensor->mutable_data_ptr(), rows);
   }
   for (size_t k = 0; k < gradients_.size(); ++k)
     if (gradients_[k] && gradients_[k]->reduced) finish(*gradients_[k], p.output[k]);
@@ -196,38 +197,22 @@ void Call::launch(int step_index, const Step& step) {
 
 void Call::point(Gradient& gradient, Output& output) {
   if (!gradient.reduced) return output.write(Mode::full, address(gradient.operand, dtype_));
-  if (!on_cpu()) {
-    gradient.terms = allocate(shape_, dense_strides(shape_), accumulate_);
-    return output.write(Mode::reduced, gradient.terms->mutable_data_ptr());
-  }
+  if (!on_cpu()) return output.write(Mode::reduced, address(gradient.operand, dtype_));
   output.extent = product(gradient.operand.sizes);
   Dims sizes = gradient.operand.sizes, strides = dense_strides(sizes);
   sizes.prepend(1, plan_.slots);
   strides.prepend(1, output.extent);
   Tensor slots = allocate(sizes, strides, DType::float64);
-  gradient.terms = torch::stable::zero_(slots);
+  gradient.slots = torch::stable::zero_(slots);
   output.write(Mode::reduced, slots.mutable_data_ptr());
 }
 
 void Call::finish(Gradient& gradient, const Output& output) {
-  Tensor terms = *gradient.terms;
-  const Dims& sizes = gradient.operand.sizes;
-  if (on_cpu()) {
-    const bool half = accumulate_ != dtype_;
-    add_on_cpu(DType::float64, output.data, 1, plan_.slots, output.extent,
-               half ? DType::float64 : dtype_,
-               half ? output.data : gradient.result.mutable_data_ptr(), output.extent);
-    if (half) torch::stable::copy_(gradient.result, torch::stable::select(terms, 0, 0));
-    return;
-  }
-  Dims broadcast;
-  const size_t skip = shape_.size() - sizes.size();
-  for (size_t d = 0; d < shape_.size(); ++d)
-    if (shape_[d] != 1 && (d < skip || sizes[d - skip] == 1)) broadcast.push_back(int64_t(d));
-  // Terms of one sign by the million: float32 sums would lose digits.
-  const auto type = torch::headeronly::ScalarType::Double;
-  const Tensor sum = torch::stable::sum(terms, broadcast, false, type);
-  torch::stable::copy_(gradient.result, torch::stable::reshape(sum, sizes));
+  const bool half = accumulate_ != dtype_;
+  add_on_cpu(DType::float64, output.data, 1, plan_.slots, output.extent,
+             half ? DType::float64 : dtype_,
+             half ? output.data : gradient.result.mutable_data_ptr(), output.extent);
+  if (half) torch::stable::copy_(gradient.result, torch::stable::select(*gradient.slots, 0, 0));
 }
 
 }  // namespace fastvae

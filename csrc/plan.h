@@ -54,8 +54,8 @@ struct Input {
 enum class Mode : int {
   discard,  // the caller does not want it
   full,     // one element for every element of the common shape
-  reduced   // the operand was broadcast: sum into `data`, in double, in the slots described below;
-            // CUDA writes every term, in accumulation type, and leaves the sum to the caller
+  reduced   // the operand was broadcast: sum into `data`; on the CPU in double, in the slots
+            // described below
 };
 
 struct Output {
@@ -96,9 +96,10 @@ struct Plan {
 
   Input input[kMaxInputs];
   Output output[kMaxOutputs];
-  Input row_grad;             // in accumulation type
-  Output value;               // in accumulation type; `full` where nothing is summed
-  void* unit_sums = nullptr;  // accumulation type, one for each unit, where rows are summed
+  Input row_grad;  // in accumulation type
+  Output value;    // in accumulation type; `full` where nothing is summed
+  // Where rows are summed: accumulation type, one number for each unit (CPU) or row (CUDA).
+  void* unit_sums = nullptr;
   Noise noise;
 };
 

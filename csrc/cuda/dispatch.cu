@@ -11,18 +11,6 @@ extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int3
 namespace fastvae {
 namespace {
 
-constexpr int kThreads = 256;
-
-template <class A>
-__global__ void add(const A* from, int64_t stride, int64_t count, int64_t step, A* to, int64_t n) {
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n;
-       i += int64_t(gridDim.x) * kThreads) {
-    double sum = 0;
-    for (int64_t j = 0; j < count; ++j) sum += from[i * stride + j * step];
-    to[i] = A(sum);
-  }
-}
-
 void check(cudaError_t error, const char* op) {
   if (error != cudaSuccess)
     throw std::runtime_error("fastvae." + std::string(op) + ": " + cudaGetErrorString(error));
@@ -35,26 +23,41 @@ cudaStream_t current_stream(const char* op, int device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-}  // namespace
-
-void run_on_cuda(const char* op, int device, int step, DType dtype, const Plan& plan) {
-  static constexpr const CudaColumn* kColumns[kDTypes] = {&kCudaFloat32, &kCudaFloat64,
-                                                          &kCudaBFloat16, &kCudaFloat16};
-  check(kColumns[int(dtype)]->launch[step](plan, current_stream(op, device)), op);
+// The sums of parts, and the counters of those that are done. Both belong to this call alone, so
+// that calls on several streams, and replays of a captured one, never meet; the counters are set to
+// 0 in the stream, which a graph captures and repeats as it does the kernel.
+cudaError_t prepare(Cut& cut, const Plan& plan, const Step& step, int64_t size,
+                    const Scratch& scratch, cudaStream_t stream) {
+  if (cut.parts == 1) return cudaSuccess;
+  const auto has_sums = [&](int k) {
+    return step.value ? k == 0 : k < step.outputs && plan.output[k].mode == Mode::reduced;
+  };
+  const int64_t bytes = (cut.partial_sums * size + 15) / 16 * 16;
+  int64_t count = 0;
+  for (int k = 0; k < kMaxOutputs; ++k) count += has_sums(k);
+  char* memory =
+      static_cast<char*>(scratch(count * bytes + cut.counters * int64_t(sizeof(*cut.counter))));
+  for (int k = 0; k < kMaxOutputs; ++k) {
+    if (!has_sums(k)) continue;
+    cut.partial[k] = memory;
+    memory += bytes;
+  }
+  cut.counter = reinterpret_cast<unsigned*>(memory);
+  return cudaMemsetAsync(memory, 0, size_t(cut.counters) * sizeof(*cut.counter), stream);
 }
 
-void add_on_cuda(const char* op, int device, DType accumulate, const void* from, int64_t stride,
-                 int64_t count, int64_t step, void* to, int64_t n) {
-  const auto stream = current_stream(op, device);
-  const int64_t blocks = (n + kThreads - 1) / kThreads;
-  const auto grid = unsigned(blocks < (1 << 20) ? blocks : 1 << 20);
-  const auto launch = [&]<class A>(const A* from, A* to) {
-    check(launch_kernel(add<A>, grid, kThreads, stream, from, stride, count, step, to, n), op);
-  };
-  if (accumulate == DType::float64)
-    launch(static_cast<const double*>(from), static_cast<double*>(to));
-  else
-    launch(static_cast<const float*>(from), static_cast<float*>(to));
+}  // namespace
+
+void run_on_cuda(const char* op, int device, int index, const Step& step, DType dtype,
+                 const Plan& plan, const Scratch& scratch) {
+  static constexpr const CudaColumn* kColumns[kDTypes] = {&kCudaFloat32, &kCudaFloat64,
+                                                          &kCudaBFloat16, &kCudaFloat16};
+  const cudaStream_t stream = current_stream(op, device);
+  const int64_t size = dtype == DType::float64 ? sizeof(double) : sizeof(float);
+  for (Pass& pass : passes(plan, step, dtype)) {
+    check(prepare(pass.cut, pass.plan, step, size, scratch, stream), op);
+    check(kColumns[int(dtype)]->launch[index](pass.sums, pass.plan, pass.cut, stream), op);
+  }
 }
 
 }  // namespace fastvae

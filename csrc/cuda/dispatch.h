@@ -2,24 +2,25 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
+#include "../formulas.h"
 #include "../plan.h"
 
 namespace fastvae {
 
+// Gives memory of the device that lives until what is launched now has run, aligned to 16 bytes.
+using Scratch = std::function<void*(int64_t bytes)>;
+
 #ifdef USE_CUDA
 constexpr bool kHasCuda = true;
 // On `device`, which must be current, and its current stream. `op` names the op if the launch
-// fails.
-void run_on_cuda(const char* op, int device, int step, DType dtype, const Plan& plan);
-// As add_on_cpu.
-void add_on_cuda(const char* op, int device, DType accumulate, const void* from, int64_t stride,
-                 int64_t count, int64_t step, void* to, int64_t n);
+// fails. Of a plan only what says where operands lie is read; the cut is made here.
+void run_on_cuda(const char* op, int device, int index, const Step& step, DType dtype,
+                 const Plan& plan, const Scratch& scratch);
 #else
 constexpr bool kHasCuda = false;
-inline void run_on_cuda(const char*, int, int, DType, const Plan&) {}
-inline void add_on_cuda(const char*, int, DType, const void*, int64_t, int64_t, int64_t, void*,
-                        int64_t) {}
+inline void run_on_cuda(const char*, int, int, const Step&, DType, const Plan&, const Scratch&) {}
 #endif
 
 // In the tests' build of tests/cuda_on_host the CUDA loops run on the CPU, for CPU tensors.

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../plan.h"
+#include "cut.h"
 
 namespace fastvae {
 
@@ -18,7 +18,8 @@ cudaError_t launch_kernel(void (*kernel)(Params...), unsigned blocks, unsigned t
 }
 #endif
 
-using CudaLaunch = cudaError_t (*)(const Plan& plan, cudaStream_t stream);
+using CudaLaunch = cudaError_t (*)(Sums sums, const Plan& plan, const Cut& cut,
+                                   cudaStream_t stream);
 
 struct CudaColumn {
   CudaLaunch launch[kSteps];

@@ -1,252 +1,323 @@
-// The CUDA loop: a map over elements, with the value summed over rows.
+// The CUDA loops: a map over elements, with the sums that the step asks for.
 //
-// A group of threads, a warp or a whole block, takes one unit of the plan at a time. Its threads
-// share out the unit's accesses: `kWidth` neighbouring elements of one piece, 16 bytes or more,
-// which start on a multiple of four columns of the noise stream so that no Philox call is made
-// twice. Elements of an access that lie outside the piece, and accesses that memory does not align,
-// are handled one by one.
+// A thread first issues the loads of all its accesses, then draws their noise, which takes a while,
+// and only then looks at what was loaded. It reads and writes 16 bytes at once wherever memory is
+// aligned (Cut::wide), and else single elements.
+//
+// Sums over more than one unit are written unit by unit, and the group that finishes last adds them
+// up in double, in the order of the units: one launch, and the same result in every run.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "../formulas.h"
-#include "../philox.h"
-#include "../plan.h"
 #include "kernels.h"
+#include "piece.cuh"
+#include "sums.cuh"
 
 namespace fastvae {
 
-constexpr int kBlockThreads = 256;
-constexpr int kWarp = 32;
+// ---- Variants ----------------------------------------------------------------------------------
 
-// ---- Elements in memory ------------------------------------------------------------------------
+// What is known of a plan when its kernel is compiled. `N` is the width of an access. Kernels of
+// single elements leave the rest to run time.
+template <class Op_, class T_, Sums kSums_, int N_, bool kLogarithmic_, bool kOneScale_>
+struct Variant {
+  using Op = Op_;
+  using T = T_;
+  using A = Accumulate<T>;
+  static constexpr Step kStep = Op::step;
+  static constexpr Sums kSums = kSums_;
+  static constexpr int N = N_, I = kStep.inputs, O = kStep.outputs > 0 ? kStep.outputs : 1;
+  static constexpr int K = accesses_in_flight(kStep);
+  static constexpr int kScale = kOneScale_ ? kStep.scale_input : -1;  // which input that is
 
-__device__ inline float widen(float x) { return x; }
-__device__ inline double widen(double x) { return x; }
-__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline float widen(__half x) { return __half2float(x); }
-__device__ inline void narrow(float x, float& y) { y = x; }
-__device__ inline void narrow(double x, double& y) { y = x; }
-__device__ inline void narrow(float x, __nv_bfloat16& y) { y = __float2bfloat16_rn(x); }
-__device__ inline void narrow(float x, __half& y) { y = __float2half_rn(x); }
+  using Single = Variant<Op, T, kSums, 1, false, false>;
 
-template <class T, int N>
-struct alignas(16) Packet {
-  T x[N];
+  __device__ static Scale scale(const Plan& plan) {
+    Scale scale{plan.scale};
+    if (N > 1) scale.logarithmic = kLogarithmic_;
+    return scale;
+  }
+  // Blocks that a multiprocessor holds at once, which limits their registers: the fewer operands a
+  // thread holds, the more threads can have loads under way.
+  static constexpr int kOperands =
+      I + kStep.outputs + int(kStep.value && kSums == Sums::none) + int(kSums == Sums::columns);
+  static constexpr int kBlocksAtOnce = sizeof(T) < 8 && kOperands <= 3 ? 3 : 2;
 };
 
-// A thread's view of one access: which of its elements exist, and where they lie.
-template <int N>
+// What all elements of a piece have in common.
+template <class V>
+struct Shared {
+  using A = typename V::A;
+  A scale = 0, row_grad = 0;
+
+  __device__ Shared(const Plan& plan, const Piece<typename V::Op, typename V::T>& piece) {
+    if constexpr (V::kScale > 0) {
+      const Input& from = plan.input[V::kScale];
+      scale = from.data ? A(widen(*piece.input[V::kScale])) : A(from.constant);
+    }
+    if (V::kStep.row_grad && plan.row_grad.layout.inner == 0) row_grad = *piece.row_grad;
+  }
+};
+
+// ---- Accesses ----------------------------------------------------------------------------------
+
+// Elements start ... start + N - 1 of a piece.
+template <class V>
 struct Access {
-  int64_t start;    // of element 0 inside the piece; may be negative
-  int first, last;  // elements that exist
+  using T = typename V::T;
+  using A = typename V::A;
+  static constexpr int N = V::N, I = V::I, O = V::O;
 
-  __device__ bool whole() const { return first == 0 && last == N; }
+  Packet<T, N> in[I], out[O];
+  A terms[O][N], value[N];
+
+  __device__ void load(const Plan& plan, const Piece<typename V::Op, T>& piece, int start) {
+#pragma unroll
+    for (int k = 0; k < I; ++k) {
+      if (k == V::kScale) continue;
+      if (N > 1)
+        in[k].load(piece.input[k] + start);
+      else if (k != V::kStep.scale_input || plan.input[k].data)
+        in[k].load(piece.input[k] + start * plan.input[k].layout.inner);
+    }
+  }
+
+  __device__ void compute(const Plan& plan, const Piece<typename V::Op, T>& piece,
+                          const Shared<V>& shared, int start) {
+    float eps[N] = {};
+    if constexpr (V::kStep.noise) draw(plan.noise, piece.noise, start, eps);
+    Packet<A, N> grad = {};
+    if constexpr (V::kStep.row_grad) {
+      if (plan.row_grad.layout.inner != 0) {
+        grad.load(piece.row_grad + start);
+      } else {
+#pragma unroll
+        for (int e = 0; e < N; ++e) grad.x[e] = shared.row_grad;
+      }
+    }
+    const Scale scale = V::scale(plan);
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      A x[I], y[O];
+#pragma unroll
+      for (int k = 0; k < I; ++k) x[k] = k == V::kScale ? shared.scale : A(widen(in[k].x[e]));
+      if constexpr (N == 1 && V::kStep.scale_input > 0) {
+        const Input& from = plan.input[V::kStep.scale_input];
+        if (!from.data) x[V::kStep.scale_input] = A(from.constant);
+      }
+      value[e] = V::Op::apply(scale, x, grad.x[e], A(eps[e]), y);
+#pragma unroll
+      for (int k = 0; k < V::kStep.outputs; ++k) {
+        terms[k][e] = y[k];
+        narrow(y[k], out[k].x[e]);
+      }
+    }
+  }
+
+  __device__ void store(const Plan& plan, const Piece<typename V::Op, T>& piece, int start) const {
+#pragma unroll
+    for (int k = 0; k < V::kStep.outputs; ++k)
+      if (plan.output[k].mode == Mode::full) out[k].store(piece.output[k] + start);
+    if constexpr (V::kStep.value && V::kSums == Sums::none) {
+      Packet<A, N> packet;
+#pragma unroll
+      for (int e = 0; e < N; ++e) packet.x[e] = value[e];
+      packet.store(piece.value + start);
+    }
+  }
 };
 
-template <class T, int N, class A>
-__device__ void load(const Input& input, int64_t offset, const Access<N>& at, A (&x)[N]) {
-  const T* p = static_cast<const T*>(input.data) + offset;
-  if (input.data == nullptr || input.layout.inner == 0) {
-    const A same = input.data ? A(widen(*p)) : A(input.constant);
+// Calls `add` with accesses thread, thread + threads ... of `count` that begin at element `from`.
+template <class V, class F>
+__device__ void make_accesses(const Plan& plan, const Piece<typename V::Op, typename V::T>& piece,
+                              int from, int count, int thread, int threads, F add) {
+  const Shared<V> shared(plan, piece);
+  for (int a = thread; a < count; a += V::K * threads) {
+    Access<V> access[V::K];
+    const auto each = [&](auto f) {
 #pragma unroll
-    for (int e = 0; e < N; ++e) x[e] = same;
-    return;
+      for (int j = 0; j < V::K; ++j)
+        if (j == 0 || a + j * threads < count) f(access[j], from + (a + j * threads) * V::N);
+    };
+    each([&](Access<V>& access, int start) { access.load(plan, piece, start); });
+    each([&](Access<V>& access, int start) {
+      access.compute(plan, piece, shared, start);
+      access.store(plan, piece, start);
+      add(access);
+    });
   }
-  p += at.start;
-  if (at.whole() && reinterpret_cast<uintptr_t>(p) % 16 == 0) {
-    const auto packet = *reinterpret_cast<const Packet<T, N>*>(p);
-#pragma unroll
-    for (int e = 0; e < N; ++e) x[e] = widen(packet.x[e]);
-    return;
-  }
-#pragma unroll
-  for (int e = 0; e < N; ++e) x[e] = e >= at.first && e < at.last ? A(widen(p[e])) : A(0);
 }
 
-template <class T, int N, class A>
-__device__ void store(const Output& output, int64_t offset, const Access<N>& at, const A (&x)[N]) {
-  T* p = static_cast<T*>(output.data) + offset + at.start;
-  if (at.whole() && reinterpret_cast<uintptr_t>(p) % 16 == 0) {
-    Packet<T, N> packet;
-#pragma unroll
-    for (int e = 0; e < N; ++e) narrow(x[e], packet.x[e]);
-    *reinterpret_cast<Packet<T, N>*>(p) = packet;
-    return;
-  }
-#pragma unroll
-  for (int e = 0; e < N; ++e)
-    if (e >= at.first && e < at.last) narrow(x[e], p[e]);
-}
+// ---- Loops -------------------------------------------------------------------------------------
 
-__device__ inline int64_t offset_at(const Layout& layout, const int64_t (&index)[kMaxDims],
-                                    int dims) {
-  int64_t offset = 0;
+// A map; with Sums::rows, of each row the sum of the values, or of each output that is reduced.
+template <class V>
+__global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
+    loop(const __grid_constant__ Plan plan, const __grid_constant__ Cut cut) {
+  using Op = typename V::Op;
+  using T = typename V::T;
+  using A = typename V::A;
+  constexpr int S = V::kSums == Sums::none ? 0 : V::kStep.value ? 1 : V::O;
+  const Worker worker(cut);
+  const Unit unit(plan, cut, worker.index);
+  A sum[S > 0 ? S : 1] = {};
+  const auto add = [&](const auto& access) {
 #pragma unroll
-  for (int d = 0; d < kMaxDims; ++d)
-    if (d < dims) offset += index[d] * layout.stride[d];
-  return offset;
-}
-
-// ---- Noise -------------------------------------------------------------------------------------
-
-// The normals of an access to a piece that begins at `row`, `column`, `sample`.
-template <int N>
-__device__ void draw(const Noise& noise, int64_t row, int64_t column, int64_t sample,
-                     const Access<N>& at, float (&eps)[N]) {
-  const auto quad = [&](int64_t row, int64_t column, int64_t sample, float (&x)[4]) {
-    const uint64_t seed = uint64_t(noise.seed[noise.seed_per_row ? row : 0]);
-    const uint64_t row_words = noise.seed_per_row ? 0 : uint64_t(row);
-    const auto words = philox(Block<uint32_t>{{uint32_t(column / 4), uint32_t(row_words),
-                                               uint32_t(row_words >> 32), uint32_t(sample)}},
-                              uint32_t(seed), uint32_t(seed >> 32));
-    const auto a = box_muller<float>(int32_t(words.w[0]), int32_t(words.w[1]));
-    const auto b = box_muller<float>(int32_t(words.w[2]), int32_t(words.w[3]));
-    x[0] = a.first;
-    x[1] = a.second;
-    x[2] = b.first;
-    x[3] = b.second;
+    for (int k = 0; k < S; ++k)
+#pragma unroll
+      for (int e = 0; e < access.N; ++e)
+        sum[k] += V::kStep.value ? access.value[e] : access.terms[k][e];
   };
-  if (noise.row.inner == 0 && noise.sample.inner == 0 && noise.column.inner == 1) {
-#pragma unroll
-    for (int e = 0; e < N; e += 4) {
-      float x[4];
-      quad(row, column + at.start + e, sample, x);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) eps[e + i] = x[i];
-    }
-    return;
+  const int threads = 1 << cut.piece_bits, thread = worker.thread & (threads - 1);
+  const int length = int(unit.last - unit.first), accesses = length / V::N, rest = length % V::N;
+  int64_t p = unit.first_piece + (worker.thread >> cut.piece_bits);
+  for (; worker.active && p < unit.last_piece; p += worker.threads >> cut.piece_bits) {
+    const Piece<Op, T> piece(plan, cut, p, unit.first);
+    make_accesses<V>(plan, piece, 0, accesses, thread, threads, add);
+    if constexpr (V::N > 1)
+      make_accesses<typename V::Single>(plan, piece, length - rest, rest, thread, threads, add);
   }
-#pragma unroll 1
-  for (int e = 0; e < N; ++e) {
-    if (e < at.first || e >= at.last) continue;  // such a row may have no seed
-    const int64_t j = at.start + e;
-    const int64_t c = column + j * noise.column.inner;
-    float x[4];
-    quad(row + j * noise.row.inner, c, sample + j * noise.sample.inner, x);
-    const int i = int(c % 4);
-    const float chosen = i < 2 ? (i == 0 ? x[0] : x[1]) : (i == 2 ? x[2] : x[3]);
-#pragma unroll
-    for (int k = 0; k < N; ++k)
-      if (k == e) eps[k] = chosen;  // registers have no index
-  }
-}
 
-// ---- The loop ----------------------------------------------------------------------------------
-
-// One thread's part of a unit, and its part of the unit's sum.
-template <class Op, class T>
-__device__ Accumulate<T> unit_part(const Plan& plan, int64_t unit, int thread, int threads) {
-  using A = Accumulate<T>;
-  constexpr Step kStep = Op::step;
-  constexpr int I = kStep.inputs, O = kStep.outputs;
-  constexpr int kWidth = sizeof(T) == 2 ? 8 : 4;
-
-  const int64_t row = unit / plan.units_per_row, in_row = unit % plan.units_per_row;
-  const int64_t segment = in_row % plan.segments;
-  const int64_t first_piece = in_row / plan.segments * plan.pieces_per_unit;
-  const int64_t first = segment * plan.segment_size;
-  const int64_t last = min(first + plan.segment_size, plan.inner);
-  // A unit is small: 32 bits count what is in it. One access more than fits where the noise may
-  // start between multiples of four.
-  const int pieces = int(min(plan.pieces_per_unit, plan.pieces_per_row - first_piece));
-  const int accesses = (int(last - first) + (kStep.noise ? 3 : 0) + kWidth - 1) / kWidth;
-
-  A sum = 0;
-  for (int item = thread; item < pieces * accesses; item += threads) {
-    int64_t piece = row * plan.pieces_per_row + first_piece + item / accesses;
-    int64_t index[kMaxDims] = {};
-#pragma unroll
-    for (int d = kMaxDims - 1; d > 0; --d) {
-      if (d >= plan.dims) continue;
-      index[d] = piece % plan.size[d];
-      piece /= plan.size[d];
-    }
-    index[0] = piece;
-    const auto offset = [&](const Layout& layout) { return offset_at(layout, index, plan.dims); };
-    const int64_t column = kStep.noise ? offset(plan.noise.column) : 0;
-    const int skip = kStep.noise && plan.noise.column.inner == 1 ? int((column + first) % 4) : 0;
-    Access<kWidth> at;
-    at.start = first - skip + item % accesses * kWidth;
-    at.first = int(max(first - at.start, int64_t(0)));
-    at.last = int(min(last - at.start, int64_t(kWidth)));
-    if (at.last <= at.first) continue;
-
-    A in[I > 0 ? I : 1][kWidth], out[O > 0 ? O : 1][kWidth], grad[kWidth] = {}, value[kWidth] = {};
-    float eps[kWidth] = {};
-#pragma unroll
-    for (int k = 0; k < I; ++k) load<T>(plan.input[k], offset(plan.input[k].layout), at, in[k]);
-    if constexpr (kStep.row_grad) load<A>(plan.row_grad, offset(plan.row_grad.layout), at, grad);
-    if constexpr (kStep.noise)
-      draw(plan.noise, offset(plan.noise.row), column, offset(plan.noise.sample), at, eps);
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      A x[I], y[O > 0 ? O : 1];
-#pragma unroll
-      for (int k = 0; k < I; ++k) x[k] = in[k][e];
-      value[e] = Op::apply(Scale{plan.scale}, x, grad[e], A(eps[e]), y);
-#pragma unroll
-      for (int k = 0; k < O; ++k) out[k][e] = y[k];
-      if (kStep.value && e >= at.first && e < at.last) sum += value[e];
-    }
-#pragma unroll
-    for (int k = 0; k < O; ++k) {
-      const Output& output = plan.output[k];
-      if (output.mode == Mode::discard) continue;
-      // Of a reduced output the terms, in accumulation type, for the caller to add up.
-      if (sizeof(A) == sizeof(T) || output.mode == Mode::full)
-        store<T>(output, offset(output.layout), at, out[k]);
+  if constexpr (S > 0) {
+    const auto wanted = [&](int k) {
+      return V::kStep.value || plan.output[k].mode == Mode::reduced;
+    };
+    const auto put = [&](int k, auto x) {
+      if constexpr (V::kStep.value)
+        static_cast<A*>(plan.unit_sums)[unit.row] = A(x);
       else
-        store<A>(output, offset(output.layout), at, out[k]);
-    }
-    if constexpr (kStep.value)
-      if (plan.value.mode == Mode::full) store<A>(plan.value, offset(plan.value.layout), at, value);
-  }
-  return sum;
-}
-
-template <class A>
-__device__ A warp_sum(A x) {
+        narrow(A(x), *Piece<Op, T>(plan, cut, unit.row * plan.pieces_per_row, 0).output[k]);
+    };
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    x += __shfl_xor_sync(0xffffffffu, x, distance);
-  return x;
-}
-
-// `threads`, a warp's or a block's, take a unit together. The sum's order is fixed by its tree.
-template <class Op, class T>
-__global__ void __launch_bounds__(kBlockThreads)
-    loop(const __grid_constant__ Plan plan, int threads) {
-  using A = Accumulate<T>;
-  __shared__ A warp_sums[kBlockThreads / kWarp];
-  const int groups = kBlockThreads / threads;
-  const int group = int(threadIdx.x) / threads, thread = int(threadIdx.x) % threads;
-  for (int64_t unit = int64_t(blockIdx.x) * groups + group; unit < plan.units;
-       unit += int64_t(gridDim.x) * groups) {
-    A sum = unit_part<Op, T>(plan, unit, thread, threads);
-    if (!Op::step.value || plan.unit_sums == nullptr) continue;
-    __syncwarp();
-    sum = warp_sum(sum);
-    if (threads > kWarp) {
-      if (thread % kWarp == 0) warp_sums[thread / kWarp] = sum;
-      __syncthreads();
-      sum = warp_sum(thread < threads / kWarp ? warp_sums[thread] : A(0));
-      __syncthreads();
+    for (int k = 0; k < S; ++k) {
+      if (!wanted(k)) continue;
+      sum[k] = group_sum(sum[k], worker.threads);
+      if (!worker.active || worker.thread > 0) continue;
+      if (cut.parts == 1)
+        put(k, sum[k]);
+      else
+        static_cast<A*>(cut.partial[k])[worker.index] = sum[k];
     }
-    if (thread == 0) static_cast<A*>(plan.unit_sums)[unit] = sum;
+    if (cut.parts == 1 || !last_to_come(cut.counter + unit.row, cut.parts, worker)) return;
+#pragma unroll
+    for (int k = 0; k < S; ++k) {
+      if (!wanted(k)) continue;
+      const A* parts = static_cast<const A*>(cut.partial[k]) + unit.row * cut.parts;
+      double total = 0;
+      for (int i = worker.thread; i < cut.parts; i += worker.threads) total += __ldcg(parts + i);
+      total = group_sum(total, worker.threads);
+      if (worker.thread == 0) put(k, total);
+    }
   }
 }
 
+// A map; and of each element of a row's pieces the sum over these pieces, of each output that is
+// reduced. A thread keeps to its elements and goes from piece to piece.
+template <class V>
+__global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
+    columns_loop(const __grid_constant__ Plan plan, const __grid_constant__ Cut cut) {
+  using Op = typename V::Op;
+  using T = typename V::T;
+  using A = typename V::A;
+  const Worker worker(cut);
+  const Unit unit(plan, cut, worker.index);
+  const int length = int(unit.last - unit.first), accesses = length / V::N, rest = length % V::N;
+  // Elements start ... start + N - 1 of a kernel of width N.
+  const auto sum_over_pieces = [&]<class W>(W, int start) {
+    constexpr int K = V::K;
+    A sum[W::O][W::N] = {};
+    for (int64_t p = unit.first_piece; p < unit.last_piece; p += K) {
+      Access<W> access[K];
+      const auto each = [&](auto f) {
+#pragma unroll
+        for (int j = 0; j < K; ++j)
+          if (j == 0 || p + j < unit.last_piece)
+            f(access[j], Piece<Op, T>(plan, cut, p + j, unit.first));
+      };
+      each([&](Access<W>& access, const auto& piece) { access.load(plan, piece, start); });
+      each([&](Access<W>& access, const auto& piece) {
+        access.compute(plan, piece, Shared<W>(plan, piece), start);
+        access.store(plan, piece, start);
+#pragma unroll
+        for (int k = 0; k < W::O; ++k)
+#pragma unroll
+          for (int e = 0; e < W::N; ++e) sum[k][e] += access.terms[k][e];
+      });
+    }
+    const Piece<Op, T> result(plan, cut, unit.first_piece, unit.first);
+#pragma unroll
+    for (int k = 0; k < W::O; ++k) {
+      if (plan.output[k].mode != Mode::reduced) continue;
+#pragma unroll
+      for (int e = 0; e < W::N; ++e) {
+        if (cut.parts == 1)
+          narrow(sum[k][e], result.output[k][start + e]);
+        else
+          static_cast<A*>(cut.partial[k])[(unit.row * cut.parts + unit.run) * plan.inner +
+                                          unit.first + start + e] = sum[k][e];
+      }
+    }
+  };
+  if (worker.active && worker.thread < accesses) sum_over_pieces(V(), worker.thread * V::N);
+  if constexpr (V::N > 1)
+    if (worker.active && worker.thread < rest)
+      sum_over_pieces(typename V::Single(), length - rest + worker.thread);
+
+  if (cut.parts == 1) return;
+  unsigned* counter = cut.counter + unit.row * cut.segments.divisor + unit.segment;
+  if (!last_to_come(counter, cut.parts, worker)) return;
+  const Piece<Op, T> result(plan, cut, unit.first_piece, unit.first);
+#pragma unroll
+  for (int k = 0; k < V::O; ++k) {
+    if (plan.output[k].mode != Mode::reduced) continue;
+    const A* parts =
+        static_cast<const A*>(cut.partial[k]) + unit.row * cut.parts * plan.inner + unit.first;
+    for (int i = worker.thread; i < length; i += worker.threads) {
+      double total = 0;
+      for (int r = 0; r < cut.parts; ++r) total += __ldcg(parts + r * plan.inner + i);
+      narrow(A(total), result.output[k][i]);
+    }
+  }
+}
+
+// ---- Launch ------------------------------------------------------------------------------------
+
+template <class V>
+cudaError_t start(const Plan& plan, const Cut& cut, cudaStream_t stream) {
+  const int64_t groups = kBlockThreads >> cut.group_bits;
+  const int64_t blocks = (cut.units + groups - 1) / groups;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  if constexpr (V::kSums == Sums::columns)
+    return launch_kernel(columns_loop<V>, unsigned(blocks), kBlockThreads, stream, plan, cut);
+  else
+    return launch_kernel(loop<V>, unsigned(blocks), kBlockThreads, stream, plan, cut);
+}
+
+template <class Op, class T, Sums kSums>
+cudaError_t launch_for(const Plan& plan, const Cut& cut, cudaStream_t stream) {
+  cudaError_t error = cudaSuccess;
+  const auto wide = [&]<bool kLogarithmic, bool kOneScale>() {
+    if constexpr (has_wide_kernel(Op::step, kSums, kLogarithmic, kOneScale)) {
+      if (plan.scale.logarithmic != kLogarithmic || cut.one_scale != kOneScale) return false;
+      error = start<Variant<Op, T, kSums, kWidth<T>, kLogarithmic, kOneScale>>(plan, cut, stream);
+      return true;
+    }
+    return false;
+  };
+  if (cut.wide &&
+      (wide.template operator()<true, false>() || wide.template operator()<false, false>() ||
+       wide.template operator()<true, true>() || wide.template operator()<false, true>()))
+    return error;
+  return start<Variant<Op, T, kSums, 1, false, false>>(plan, cut, stream);
+}
+
 template <class Op, class T>
-cudaError_t launch(const Plan& plan, cudaStream_t stream) {
-  const int64_t elements = plan.pieces * plan.inner / plan.units;  // of a unit, roughly
-  const int threads = elements <= 8 * kWarp ? kWarp : kBlockThreads;
-  const int64_t groups = kBlockThreads / threads;
-  const int64_t blocks = (plan.units + groups - 1) / groups;
-  constexpr int64_t kMostBlocks = 1 << 20;  // the rest by the grid-stride loop
-  return launch_kernel(loop<Op, T>, unsigned(blocks < kMostBlocks ? blocks : kMostBlocks),
-                       kBlockThreads, stream, plan, threads);
+cudaError_t launch(Sums sums, const Plan& plan, const Cut& cut, cudaStream_t stream) {
+  constexpr bool kGradients = Op::step.outputs > 1;
+  if constexpr (Op::step.value || kGradients)
+    if (sums == Sums::rows) return launch_for<Op, T, Sums::rows>(plan, cut, stream);
+  if constexpr (kGradients)
+    if (sums == Sums::columns) return launch_for<Op, T, Sums::columns>(plan, cut, stream);
+  return launch_for<Op, T, Sums::none>(plan, cut, stream);
 }
 
 template <class T, class... Ops>

@@ -86,7 +86,7 @@ def _ninja(sanitize: str) -> str:
         lines.append(f"build {objects[-1]}: compile {source}")
     for name in PROGRAMS:
         lines.append(f"build {name}.o: compile {HERE / name}.cu")
-        lines.append(f"build {name}: link {name}.o\n  flags = {sanitize}")
+        lines.append(f"build {name}: link {name}.o csrc_cuda_cut.cu.o\n  flags = {sanitize}")
     binary = f"fastvae/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     lines.append(f"build {binary}: link {' '.join(objects)}")
     lines.append(f"  flags = -shared {sanitize}\n  libraries = {' '.join(libraries)}\n")

@@ -7,8 +7,8 @@
 // it. So some warps are as far ahead of others as they might be on a GPU, and a barrier that is
 // missing shows. Threads that wait for each other in vain are an error, not a hang.
 //
-//   CUDA_ON_HOST_BLOCKS=n    no grid has more than n blocks
-//   CUDA_ON_HOST_REVERSED=1  odd blocks take the first thread first, the others the last
+// With CUDA_ON_HOST_REVERSED=1 the last block runs first, and the others take the other warps
+// first.
 #pragma once
 
 #include <setjmp.h>
@@ -27,7 +27,7 @@
 #define __device__
 #define __global__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static thread_local  // one block at a time
 
 using std::max, std::min;
@@ -36,11 +36,31 @@ using cudaStream_t = void*;
 using cudaError_t = const char*;  // the message
 constexpr cudaError_t cudaSuccess = nullptr;
 inline const char* cudaGetErrorString(cudaError_t error) { return error; }
+constexpr cudaError_t cudaErrorInvalidConfiguration = "invalid configuration argument";
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  memset(p, value, bytes);
+  return cudaSuccess;
+}
+
+struct __attribute__((may_alias)) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint4 __ldg(const uint4* p) {
+  uint4 words;  // of another type in memory
+  memcpy(&words, p, sizeof(words));
+  return words;
+}
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+inline unsigned atomicAdd(unsigned* p, unsigned x) { return std::exchange(*p, *p + x); }
+inline void __threadfence() {}
 
 struct Position {
   unsigned x;
 };
-inline thread_local Position threadIdx, blockIdx, gridDim;
+inline thread_local Position threadIdx, blockIdx;
 
 namespace cuda_on_host {
 
@@ -196,11 +216,6 @@ inline Block& block() {
   return block;
 }
 
-inline unsigned setting(const char* name, unsigned otherwise) {
-  const char* value = std::getenv(name);
-  return value ? unsigned(std::atoi(value)) : otherwise;
-}
-
 }  // namespace cuda_on_host
 
 inline void __syncthreads(int line = __builtin_LINE()) {
@@ -226,12 +241,10 @@ namespace fastvae {
 template <class... Params, class... Args>
 cudaError_t launch_kernel(void (*kernel)(Params...), unsigned blocks, unsigned threads,
                           cudaStream_t, const Args&... args) {
-  static const unsigned most = cuda_on_host::setting("CUDA_ON_HOST_BLOCKS", ~0u);
-  static const unsigned reversed = cuda_on_host::setting("CUDA_ON_HOST_REVERSED", 0);
-  if (blocks == 0 || threads % cuda_on_host::kWarp != 0) return "invalid configuration argument";
-  gridDim.x = min(blocks, most);
-  for (unsigned b = 0; b < gridDim.x; ++b) {
-    blockIdx.x = b;
+  static const bool reversed = std::getenv("CUDA_ON_HOST_REVERSED");
+  if (blocks == 0 || threads % cuda_on_host::kWarp != 0) return cudaErrorInvalidConfiguration;
+  for (unsigned b = 0; b < blocks; ++b) {
+    blockIdx.x = reversed ? blocks - 1 - b : b;
     const auto error =
         cuda_on_host::block().run(threads, (b + reversed) % 2 != 0, [&] { kernel(args...); });
     if (error != cudaSuccess) return error;

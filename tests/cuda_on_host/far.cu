@@ -28,37 +28,40 @@ float normal(int64_t seed, int64_t row, int64_t column) {
 }
 
 // rsample of zeros, `rows` rows of `parts` pieces of `inner` elements: z is the noise.
-template <class T>
+template <class T, DType kType, bool kWide = false>
 bool right(int64_t rows, int64_t parts, int64_t inner) {
-  const int64_t seed = 0x123456789abcdef, count = rows * parts * inner, most = 8192;
+  using Op = Rsample::Forward;
+  const int64_t seed = 0x123456789abcdef, count = rows * parts * inner;
+  T* const mu = reserve<T>(count);
+  T* const z = reserve<T>(count);
+  if (!mu || !z) return printf("no address space\n"), false;
   Plan plan;
   plan.dims = 2;
   plan.size[0] = rows;
   plan.size[1] = parts;
   plan.inner = inner;
   plan.pieces = plan.pieces_per_row = rows * parts;
-  plan.segments = (inner + most - 1) / most;
-  plan.segment_size = plan.segments > 1 ? most : inner;
-  plan.units = plan.units_per_row = plan.pieces * plan.segments;
-  for (Layout* layout : {&plan.input[0].layout, &plan.output[0].layout})
-    *layout = {.stride = {parts * inner, inner}, .inner = 1};
+  plan.input[0] = {mu, {.stride = {parts * inner, inner}, .inner = 1}};
+  plan.input[1] = plan.input[0];  // logvar = 0 too
+  plan.output[0].write(Mode::full, z);
+  plan.output[0].layout = plan.input[0].layout;
   plan.noise.seed = &seed;
   plan.noise.row.stride[0] = 1;
   plan.noise.column = {.stride = {0, inner}, .inner = 1};
-  T* const mu = reserve<T>(count);  // sigma is the number e^0
-  T* const z = reserve<T>(count);
-  if (!mu || !z) return printf("no address space\n"), false;
-  plan.input[0].data = mu;
-  plan.output[0].write(Mode::full, z);
 
-  for (const int64_t unit : {int64_t(0), plan.units / 2, plan.units - 1}) {
-    for (int thread = 0; thread < kBlockThreads; ++thread)
-      unit_part<Rsample::Forward, T>(plan, unit, thread, kBlockThreads);
-    const int64_t begin = unit / plan.segments * inner + unit % plan.segments * most;
-    for (int64_t i = begin; i < begin + 5; ++i) {  // no segment is shorter
+  const Cut cut = passes(plan, Op::step, kType)[0].cut;
+  if (cut.wide != kWide) return printf("wrong: accesses are not as wide as expected\n"), false;
+  const int64_t groups = kBlockThreads >> cut.group_bits;
+  plan.pieces_per_row = 1;
+  for (const int64_t i : {int64_t(0), count / 2 / inner * inner, count - inner, count - 5}) {
+    const int64_t unit = i / inner * cut.segments.divisor + i % inner / cut.segment_size;
+    blockIdx.x = unsigned(unit / groups);
+    using V = Variant<Op, T, Sums::none, kWide ? kWidth<T> : 1, true, false>;
+    cuda_on_host::block().run(kBlockThreads, false, [&] { loop<V>(plan, cut); });
+    for (int64_t k = i; k < i + 5; ++k) {
       T expected;
-      narrow(Accumulate<T>(normal(seed, i / (parts * inner), i % (parts * inner))), expected);
-      if (z[i] != expected) return printf("wrong: element %ld of %ld\n", i, count), false;
+      narrow(Accumulate<T>(normal(seed, k / (parts * inner), k % (parts * inner))), expected);
+      if (z[k] != expected) return printf("wrong: element %ld of %ld\n", k, count), false;
     }
   }
   munmap(mu, count * sizeof(T));
@@ -69,9 +72,11 @@ bool right(int64_t rows, int64_t parts, int64_t inner) {
 }  // namespace
 
 int main() {
+  constexpr DType f32 = DType::float32, f64 = DType::float64, f16 = DType::float16;
   const int64_t big = int64_t(1) << 31;
-  if (right<float>(3, 1, big + 5) && right<float>(2 * big + 3, 1, 5) &&
-      right<float>(2, big + 3, 6) && right<double>(1, big / 4 + 1, 9) &&
-      right<__half>(2, 1, 4 * big + 7))
+  if (right<float, f32>(3, 1, big + 5) && right<float, f32, true>(3, 1, big + 8) &&
+      right<float, f32>(2 * big + 3, 1, 5) && right<float, f32, true>(big + 3, 1, 8) &&
+      right<float, f32>(2, big + 3, 6) && right<double, f64>(1, big / 4 + 1, 9) &&
+      right<__half, f16>(2, 1, 4 * big + 7) && right<__half, f16, true>(2, 1, 4 * big + 8))
     printf("right\n");
 }
