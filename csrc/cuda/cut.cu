@@ -133,6 +133,7 @@ bool can_be_wide(const Plan& plan, const Step& step, int width, int size, int on
     const Noise& noise = plan.noise;
     wide &= noise.column.inner == 1 && noise.row.inner == 0 && noise.sample.inner == 0;
     for (int d = 0; d < plan.dims; ++d) wide &= noise.column.stride[d] % 4 == 0;
+    wide &= plan.inner % width == 0;  // the rest of a row would have its noise drawn in another way
   }
   return wide;
 }
@@ -146,7 +147,7 @@ void cut(Pass& pass, const Step& step, DType dtype) {
                     can_be_wide(plan, step, width, size, one_scale ? step.scale_input : -1);
   pass.cut = pass.sums == Sums::columns ? cut_columns(plan, wide ? width : 1)
                                         : cut_rows(plan, pass.sums == Sums::rows, wide ? width : 1,
-                                                   accesses_in_flight(step));
+                                                   accesses_in_flight(step, size));
   pass.cut.wide = wide;
   pass.cut.one_scale = one_scale;
   for (int d = 0; d < plan.dims; ++d) pass.cut.size[d] = Divisor(plan.size[d]);

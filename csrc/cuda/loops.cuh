@@ -26,7 +26,7 @@ struct Variant {
   static constexpr Step kStep = Op::step;
   static constexpr Sums kSums = kSums_;
   static constexpr int N = N_, I = kStep.inputs, O = kStep.outputs > 0 ? kStep.outputs : 1;
-  static constexpr int K = accesses_in_flight(kStep);
+  static constexpr int K = accesses_in_flight(kStep, sizeof(T));
   static constexpr int kScale = kOneScale_ ? kStep.scale_input : -1;  // which input that is
 
   using Single = Variant<Op, T, kSums, 1, false, false>;
@@ -40,7 +40,10 @@ struct Variant {
   // thread holds, the more threads can have loads under way.
   static constexpr int kOperands =
       I + kStep.outputs + int(kStep.value && kSums == Sums::none) + int(kSums == Sums::columns);
-  static constexpr int kBlocksAtOnce = sizeof(T) < 8 && kOperands <= 3 ? 3 : 2;
+  static constexpr int kBlocksAtOnce =
+      sizeof(T) == 8 || (sizeof(T) == 2 && kOperands > 8) ? 1 : (kOperands <= 3 ? 3 : 2);
+  // Elements after the last wide access go one by one.
+  static constexpr bool kHasRest = N > 1 && !kStep.noise;
 };
 
 // What all elements of a piece have in common.
@@ -173,7 +176,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
   for (; worker.active && p < unit.last_piece; p += worker.threads >> cut.piece_bits) {
     const Piece<Op, T> piece(plan, cut, p, unit.first);
     make_accesses<V>(plan, piece, 0, accesses, thread, threads, add);
-    if constexpr (V::N > 1)
+    if constexpr (V::kHasRest)
       make_accesses<typename V::Single>(plan, piece, length - rest, rest, thread, threads, add);
   }
 
@@ -258,7 +261,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
     }
   };
   if (worker.active && worker.thread < accesses) sum_over_pieces(V(), worker.thread * V::N);
-  if constexpr (V::N > 1)
+  if constexpr (V::kHasRest)
     if (worker.active && worker.thread < rest)
       sum_over_pieces(typename V::Single(), length - rest + worker.thread);
 
