@@ -7,11 +7,14 @@ import math
 import pytest
 import torch
 from cases import DTYPES, OPS, PARAMS, Op, assert_accurate, exact, from_logvar, gradients, op_id
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import fastvae
+
+pytest.importorskip("hypothesis")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 @st.composite

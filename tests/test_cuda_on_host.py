@@ -86,8 +86,9 @@ def test_order_of_blocks_and_warps_changes_nothing(
     assert different(on_host, reversed_order) == []
 
 
-def test_elements_past_two_to_the_31(folder: Path) -> None:
-    assert run(folder, folder / "far") == "right\n"
+@pytest.mark.parametrize("program", ["cuts", "far"])
+def test_cuts_cover_everything_also_past_two_to_the_31(program: str, folder: Path) -> None:
+    assert run(folder, folder / program) == "right\n"
 
 
 # ---- The stand-in for CUDA itself ---------------------------------------------------------------

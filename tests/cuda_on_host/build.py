@@ -26,7 +26,7 @@ SOURCES = [
     ROOT / "csrc/cpu/dispatch.cpp",
     HERE / "no_cpu.cpp",
 ]
-PROGRAMS = ("barriers", "far")
+PROGRAMS = ("barriers", "cuts", "far")
 
 NINJA = """
 rule compile
