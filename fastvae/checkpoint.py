@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["load", "save", "write_csv", "write_json"]
+__all__ = ["load", "save", "write_csv", "write_json", "write_text"]
 
 _FORMAT = "fastvae train, 1"  # raised when older checkpoints cannot be read any more
 
@@ -47,12 +47,17 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, fl
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write_atomically(path, text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write numbers, strings, and lists and dicts of them."""
-    _write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8."""
+    _write_atomically(path, text.encode())
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

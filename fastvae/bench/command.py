@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from fastvae.checkpoint import write_atomically
+from fastvae.checkpoint import write_text
 
 from . import machine, peers, report
 from .cases import DIRECTIONS, DTYPES, OPS, SHAPES, TARGETS, Case, Op, Shape, fits
@@ -127,7 +127,7 @@ def main(arguments: argparse.Namespace) -> int:
         for name, reason in m.refused.items():
             print(f"not timed: {m.case}, {name}: {reason}", file=sys.stderr)
     if arguments.markdown:
-        write_atomically(arguments.markdown, report.markdown(found, wanted).encode())
+        write_text(arguments.markdown, report.markdown(found, wanted))
         print(f"table    {arguments.markdown}")
     if arguments.figure:
         from . import figure  # only here: it needs matplotlib
