@@ -1,6 +1,7 @@
 #include "call.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <utility>
 
 #include "cpu/dispatch.h"
+#include "cuda/dispatch.h"
 
 namespace fastvae {
 namespace {
@@ -304,6 +306,22 @@ Gradients Call::gradients(int count, int64_t needs) {
     gradients_[k] = gradient;
   }
   return results;
+}
+
+// ---- In place -----------------------------------------------------------------------------------
+
+void Call::scale(const Tensor& factor) {
+  const Operand& gradient = inputs_[0];
+  const Operand by = operand("factor", factor);
+  const bool wide = factor.scalar_type() == ScalarType::Double;
+  const DType type = wide ? DType::float64 : DType::float32;
+  check_type(by, type);
+  if (!by.sizes.empty()) fail("factor has shape " + text(by.sizes) + ", want []");
+  if (on_cpu()) fail("on the CPU there is no kernel, and no need of one");
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  if (!kCudaOnHost) guard.emplace(device_index_);
+  scale_on_cuda(op_, device_index_, dtype_, gradient.tensor->mutable_data_ptr(),
+                gradient.tensor->numel(), type, factor.data_ptr());
 }
 
 }  // namespace fastvae

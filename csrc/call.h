@@ -59,6 +59,9 @@ class Call {
   // packed pair, whose gradients are the halves of the first.
   Gradients gradients(int count, int64_t needs);
 
+  // Multiplies the one input by `factor`, in place, on a GPU.
+  void scale(const Tensor& factor);
+
   template <class Op>
   void run() {
     launch(index_in<Op>(Steps{}), Op::step);

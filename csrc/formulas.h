@@ -230,15 +230,28 @@ struct GaussianLogProb {
       return V(0);
     }
   };
+  // Both in one pass, for a loss that ends here, so that the upstream gradient is known already.
+  struct ForwardBackward {
+    static constexpr Step step{
+        .inputs = 3, .outputs = 3, .value = true, .row_grad = true, .scale_input = 2};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V grad_log_prob, V eps,
+                                  V (&out)[3]) {
+      V none[1];
+      Backward::apply(scale, in, grad_log_prob, eps, out);
+      return Forward::apply(scale, in, grad_log_prob, eps, none);
+    }
+  };
 };
 
 // Every step, in the order of the kernel tables.
 template <class... Steps>
 struct List {};
-using Steps = List<Rsample::Forward, Rsample::Backward, KLDivergence<2>::Forward,
-                   KLDivergence<2>::Backward, KLDivergence<4>::Forward, KLDivergence<4>::Backward,
-                   RsampleKL<2>::Forward, RsampleKL<2>::Backward, RsampleKL<4>::Forward,
-                   RsampleKL<4>::Backward, GaussianLogProb::Forward, GaussianLogProb::Backward>;
+using Steps =
+    List<Rsample::Forward, Rsample::Backward, KLDivergence<2>::Forward, KLDivergence<2>::Backward,
+         KLDivergence<4>::Forward, KLDivergence<4>::Backward, RsampleKL<2>::Forward,
+         RsampleKL<2>::Backward, RsampleKL<4>::Forward, RsampleKL<4>::Backward,
+         GaussianLogProb::Forward, GaussianLogProb::Backward, GaussianLogProb::ForwardBackward>;
 
 template <class... S>
 constexpr int length(List<S...>) {

@@ -133,6 +133,30 @@ Three gaussian_log_prob_backward(const Tensor& grad_log_prob, const Tensor& x, c
   return {grads[0], grads[1], grads[2]};
 }
 
+// The rows' log-probabilities and, for their upstream gradients `grad_log_prob`, the gradients.
+Four gaussian_log_prob_with_grad(const Tensor& grad_log_prob, const Tensor& x, const Tensor& mean,
+                                 const OptionalTensor& logvar, double scale, int64_t param,
+                                 int64_t event_ndim, int64_t needs) {
+  Call call("gaussian_log_prob_with_grad", param);
+  call.input("x", x);
+  call.input("mean", mean);
+  logvar ? call.input("logvar", *logvar) : call.constant(scale);
+  call.rows(event_ndim);
+  call.grad_value(grad_log_prob);
+  Tensor log_prob = call.value();
+  const Gradients grads = call.gradients(3, needs);
+  call.run<GaussianLogProb::ForwardBackward>();
+  return {log_prob, grads[0], grads[1], grads[2]};
+}
+
+// gradient *= factor, a 0-d tensor on the same device, unless that is 1: then nothing is read or
+// written, and the host need not wait to know. On the CPU the caller knows.
+void scale_(Tensor gradient, const Tensor& factor) {
+  Call call("scale_", 0);
+  call.input("gradient", gradient);
+  call.scale(factor);
+}
+
 // The same function serves every device; Call chooses the kernel.
 template <class Library>
 void implement(Library& m) {
@@ -144,6 +168,8 @@ void implement(Library& m) {
   m.impl("rsample_kl_backward", TORCH_BOX(&rsample_kl_backward));
   m.impl("gaussian_log_prob", TORCH_BOX(&gaussian_log_prob));
   m.impl("gaussian_log_prob_backward", TORCH_BOX(&gaussian_log_prob_backward));
+  m.impl("gaussian_log_prob_with_grad", TORCH_BOX(&gaussian_log_prob_with_grad));
+  m.impl("scale_", TORCH_BOX(&scale_));
 }
 
 }  // namespace
@@ -175,6 +201,10 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mean, Tensor? logvar, "
       "float scale, int param, int event_ndim, int needs) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gaussian_log_prob_with_grad(Tensor grad_log_prob, Tensor x, Tensor mean, Tensor? logvar, "
+      "float scale, int param, int event_ndim, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) { implement(m); }

@@ -27,7 +27,7 @@ struct AccumulateOf<double> {
 template <class T>
 using Accumulate = typename AccumulateOf<T>::type;
 
-constexpr int kSteps = 12;  // the length of `Steps` in formulas.h
+constexpr int kSteps = 13;  // the length of `Steps` in formulas.h
 
 // How the second argument s of a Gaussian is read: ln sigma = factor * s, or factor * ln s.
 struct ScaleForm {

@@ -5,7 +5,14 @@ from .backend import info, use_backend
 from .bounds import Bound
 from .cholesky import CholeskyGaussian
 from .distributions import DiagonalGaussian
-from .functional import draw_seed, gaussian_log_prob, kl_divergence, rsample, rsample_kl
+from .functional import (
+    draw_seed,
+    gaussian_log_prob,
+    gaussian_nll_loss,
+    kl_divergence,
+    rsample,
+    rsample_kl,
+)
 from .importance import importance_sampling, log_weights, prior_sampling, rsample_log_weight
 from .information import report
 from .likelihoods import (
@@ -81,6 +88,7 @@ __all__ = [
     "discretized_logistic_mixture_log_prob",
     "draw_seed",
     "gaussian_log_prob",
+    "gaussian_nll_loss",
     "importance_sampling",
     "info",
     "kl_divergence",

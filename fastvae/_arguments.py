@@ -16,10 +16,12 @@ __all__ = [
     "PARAMS",
     "TensorLike",
     "check_param",
+    "check_reduction",
     "check_sample_shape",
     "event_dims",
     "gaussian_arguments",
     "gaussians",
+    "log_prob_arguments",
     "make_seed",
 ]
 
@@ -45,6 +47,12 @@ def check_param(param: str) -> int:
         raise ValueError(
             f"param is {param!r}; want one of {', '.join(map(repr, PARAMS))}"
         ) from None
+
+
+def check_reduction(reduction: str) -> None:
+    """Raises ValueError if `reduction` is neither "mean" nor "sum"."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}; want 'mean' or 'sum'")
 
 
 def event_dims(event_ndim: int | None, ndim: int) -> int:
@@ -99,6 +107,20 @@ def gaussians(
         missing = "prior_mu" if prior_mu is None else "prior_logvar"
         raise ValueError(f"{missing} is None; want both prior_mu and prior_logvar, or neither")
     return gaussian_arguments(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+
+
+def log_prob_arguments(
+    x: TensorLike, mean: TensorLike, logvar: TensorLike
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], float, torch.Size]:
+    """The tensors of a log-likelihood, the number that stands for `logvar`, their shape.
+
+    A number is not made a tensor, so that it is not rounded to a half type.
+    """
+    if isinstance(logvar, int | float):
+        (x, mean), shape = gaussian_arguments(x=x, mean=mean)
+        return (x, mean, None), float(logvar), shape
+    (x, mean, scale), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
+    return (x, mean, scale), 0.0, shape
 
 
 def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Size]:

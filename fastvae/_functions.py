@@ -20,7 +20,7 @@ from . import (
 )
 from ._arguments import PARAMS
 
-__all__ = ["GaussianLogProb", "KLDivergence", "Rsample", "RsampleKL", "apply"]
+__all__ = ["GaussianLogProb", "GaussianNLLLoss", "KLDivergence", "Rsample", "RsampleKL", "apply"]
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -34,6 +34,8 @@ _rsample_backward = _op("rsample_backward")
 _kl_divergence_backward = _op("kl_divergence_backward")
 _rsample_kl_backward = _op("rsample_kl_backward")
 _gaussian_log_prob_backward = _op("gaussian_log_prob_backward")
+_gaussian_log_prob_with_grad = _op("gaussian_log_prob_with_grad")
+_scale_ = _op("scale_")
 
 
 class Function(torch.autograd.Function):
@@ -209,26 +211,82 @@ class GaussianLogProb(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_log_prob: Tensor) -> Gradients:
-        tensors = ctx.saved_tensors
-        scale, param, event_ndim = ctx.settings
-        needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
+        return *_log_prob_backward(ctx, grad_log_prob, ctx.settings), None, None, None
 
-            def forward(x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
-                return reference.gaussian_log_prob(
-                    x,
-                    mean,
-                    scale if logvar is None else logvar,
-                    param=PARAMS[param],
-                    event_ndim=event_ndim,
-                )
 
-            grads = _recorded(forward, -1, tensors, needs, (grad_log_prob,))
-        else:
-            grads = _gaussian_log_prob_backward(
-                grad_log_prob, *tensors, scale, param, event_ndim, _bits(needs)
+def _log_prob_backward(
+    ctx: Any, grad_log_prob: Tensor, settings: tuple[float, int, int]
+) -> Gradients:
+    tensors = ctx.saved_tensors
+    scale, param, event_ndim = settings
+    needs = ctx.needs_input_grad[:3]
+    if torch.is_grad_enabled():
+
+        def forward(x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
+            return reference.gaussian_log_prob(
+                x,
+                mean,
+                scale if logvar is None else logvar,
+                param=PARAMS[param],
+                event_ndim=event_ndim,
             )
-        return *grads, None, None, None
+
+        return _recorded(forward, -1, tensors, needs, (grad_log_prob,))
+    return _gaussian_log_prob_backward(
+        grad_log_prob, *tensors, scale, param, event_ndim, _bits(needs)
+    )
+
+
+class GaussianNLLLoss(Function):
+    """`-weight` times the sum of all log N(x; mean, sigma^2), with its gradients made in forward.
+
+    Backward multiplies them by the upstream gradient in place, and does nothing where that is 1; on
+    a GPU the device finds out. They are given away with that, so a second backward pass through the
+    same graph computes them as `GaussianLogProb` does.
+    """
+
+    op = None
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        logvar: Tensor | None,
+        scale: float,
+        param: int,
+        event_ndim: int,
+        rows: torch.Size,
+        weight: float,
+    ) -> Tensor:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        grad = torch.full((), -weight, dtype=dtype, device=x.device).expand(rows)
+        log_prob, *grads = _gaussian_log_prob_with_grad(
+            grad, x, mean, logvar, scale, param, event_ndim, _bits(ctx.needs_input_grad[:3])
+        )
+        ctx.save_for_backward(x, mean, logvar)
+        ctx.settings = scale, param, event_ndim
+        ctx.grad, ctx.grads = grad, grads
+        return -weight * log_prob.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> Gradients:
+        grads, ctx.grads = ctx.grads, None
+        if grads is None or torch.is_grad_enabled():
+            grads = _log_prob_backward(ctx, grad_loss * ctx.grad, ctx.settings)
+        else:
+            for gradient in grads:
+                if gradient is not None:
+                    _multiply_(gradient, grad_loss)
+        return *grads, None, None, None, None, None
+
+
+def _multiply_(gradient: Tensor, factor: Tensor) -> None:
+    """Multiplies in place, unless by 1; never waits for a device."""
+    if gradient.is_cuda:
+        _scale_(gradient, factor)
+    elif factor != 1:
+        gradient.mul_(factor)
 
 
 def _bits(needs: Sequence[bool]) -> int:

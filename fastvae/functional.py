@@ -32,15 +32,24 @@ from . import backend, reference
 from ._arguments import (
     TensorLike,
     check_param,
+    check_reduction,
     check_sample_shape,
     event_dims,
     gaussian_arguments,
     gaussians,
+    log_prob_arguments,
     make_seed,
 )
-from ._functions import GaussianLogProb, KLDivergence, Rsample, RsampleKL, apply
+from ._functions import GaussianLogProb, GaussianNLLLoss, KLDivergence, Rsample, RsampleKL, apply
 
-__all__ = ["draw_seed", "gaussian_log_prob", "kl_divergence", "rsample", "rsample_kl"]
+__all__ = [
+    "draw_seed",
+    "gaussian_log_prob",
+    "gaussian_nll_loss",
+    "kl_divergence",
+    "rsample",
+    "rsample_kl",
+]
 
 
 def rsample(
@@ -162,16 +171,71 @@ def gaussian_log_prob(
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
     code = check_param(param)
-    if isinstance(logvar, int | float):
-        (x, mean), shape = gaussian_arguments(x=x, mean=mean)
-        scale, number = None, float(logvar)
-    else:
-        (x, mean, scale), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
-        number = 0.0
+    tensors, number, shape = log_prob_arguments(x, mean, logvar)
     dims = event_dims(event_ndim, len(shape))
-    if not has_kernels(x):
+    if not has_kernels(tensors[0]):
         return reference.gaussian_log_prob(x, mean, logvar, param=param, event_ndim=dims)
-    return apply(GaussianLogProb, x, mean, scale, number, code, dims)
+    return apply(GaussianLogProb, *tensors, number, code, dims)
+
+
+def gaussian_nll_loss(
+    x: TensorLike,
+    mean: TensorLike,
+    logvar: TensorLike = 0.0,
+    *,
+    param: str = "logvar",
+    event_ndim: int | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """The mean or sum over the batch of -`gaussian_log_prob(x, mean, logvar)`, for a final loss.
+
+    Where a gradient is wanted, it is made in the same pass: with a fixed sigma 12 bytes of float32
+    are moved for each element, against 20 by a forward and a backward pass. The loss may then be
+    scaled, accumulated or added to others: backward multiplies the gradient by what comes from
+    above, unless that is 1, and never waits for a device. float16 takes the two passes, since a
+    gradient kept in float16 could underflow before a `GradScaler` enlarges it.
+
+    Args:
+        x, mean, logvar, param, event_ndim: as for `gaussian_log_prob`.
+        reduction: "mean" or "sum" over the values that `gaussian_log_prob` would give.
+
+    Returns:
+        Nats, 0-d; float32 for half types.
+
+    Raises:
+        ValueError: also for another `reduction`.
+
+    Example:
+        >>> loss = fastvae.gaussian_nll_loss(x, decoder(z), 0.1, param="std")
+        >>> (loss + kl.mean()).backward()
+    """
+    check_reduction(reduction)
+    code = check_param(param)
+    tensors, number, shape = log_prob_arguments(x, mean, logvar)
+    dims = event_dims(event_ndim, len(shape))
+    if _final_gradients(tensors, shape):
+        rows = shape[: len(shape) - dims]
+        weight = 1.0 if reduction == "sum" else 1.0 / rows.numel()
+        return GaussianNLLLoss.apply(*tensors, number, code, dims, rows, weight)
+    log_prob = gaussian_log_prob(x, mean, logvar, param=param, event_ndim=dims)
+    return -reference.reduce(log_prob, reduction)
+
+
+def _final_gradients(tensors: tuple[Tensor, Tensor, Tensor | None], shape: torch.Size) -> bool:
+    """Whether kernels make the gradients of a final loss in its forward pass."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return (
+        has_kernels(given[0])
+        and torch.is_grad_enabled()
+        and any(tensor.requires_grad for tensor in given)
+        and shape.numel() > 0
+        and given[0].dtype != torch.float16
+        and not torch.compiler.is_compiling()
+        # The CUDA loops sum values or gradients of broadcast operands, not both.
+        and all(
+            given[0].is_cpu or tensor.shape == shape for tensor in given if tensor.requires_grad
+        )
+    )
 
 
 def draw_seed(

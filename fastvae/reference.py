@@ -27,6 +27,7 @@ from torch import Tensor
 from ._arguments import (
     TensorLike,
     check_param,
+    check_reduction,
     check_sample_shape,
     event_dims,
     gaussian_arguments,
@@ -36,6 +37,7 @@ from ._arguments import (
 
 __all__ = [
     "gaussian_log_prob",
+    "gaussian_nll_loss",
     "kl_divergence",
     "log_sigma",
     "noise",
@@ -115,6 +117,26 @@ def gaussian_log_prob(
     w = _standardize(_computed_in(x) - _computed_in(mean), h)
     log_prob = -0.5 * w * w - h - 0.5 * math.log(2 * math.pi)
     return _sum(log_prob, shape, event_ndim)
+
+
+def gaussian_nll_loss(
+    x: TensorLike,
+    mean: TensorLike,
+    logvar: TensorLike = 0.0,
+    *,
+    param: str = "logvar",
+    event_ndim: int | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """See `fastvae.gaussian_nll_loss`."""
+    check_reduction(reduction)
+    log_prob = gaussian_log_prob(x, mean, logvar, param=param, event_ndim=event_ndim)
+    return -reduce(log_prob, reduction)
+
+
+def reduce(values: Tensor, reduction: str) -> Tensor:
+    """The mean or sum of all values."""
+    return values.mean() if reduction == "mean" else values.sum()
 
 
 # ---- Formulas -----------------------------------------------------------------------------------

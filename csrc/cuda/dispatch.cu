@@ -3,6 +3,7 @@
 
 #include "dispatch.h"
 #include "kernels.h"
+#include "memory.cuh"
 
 // Only a torch with CUDA has this function; weak, so that the binary loads under one without.
 extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device,
@@ -46,7 +47,46 @@ cudaError_t prepare(Cut& cut, const Plan& plan, const Step& step, int64_t size,
   return cudaMemsetAsync(memory, 0, size_t(cut.counters) * sizeof(*cut.counter), stream);
 }
 
+constexpr int kScaleThreads = 256;
+
+template <class T, class F>
+__global__ void __launch_bounds__(kScaleThreads) scale(T* x, int64_t n, const F* factor) {
+  const F f = *factor;
+  if (f == F(1)) return;
+  for (int64_t i = int64_t(blockIdx.x) * kScaleThreads + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * kScaleThreads)
+    narrow(Accumulate<T>(widen(x[i]) * f), x[i]);
+}
+
 }  // namespace
+
+void scale_on_cuda(const char* op, int device, DType dtype, void* data, int64_t n,
+                   DType factor_dtype, const void* factor) {
+  if (n == 0) return;
+  const int64_t blocks = (n + kScaleThreads - 1) / kScaleThreads;
+  const auto launch = [&]<class T, class F>(T* x, const F* f) {
+    constexpr int64_t kMostBlocks = 4096;
+    check(launch_kernel(scale<T, F>, unsigned(blocks < kMostBlocks ? blocks : kMostBlocks),
+                        kScaleThreads, current_stream(op, device), x, n, f),
+          op);
+  };
+  const auto by = [&]<class T>(T* x) {
+    if (factor_dtype == DType::float64)
+      launch(x, static_cast<const double*>(factor));
+    else
+      launch(x, static_cast<const float*>(factor));
+  };
+  switch (dtype) {
+    case DType::float32:
+      return by(static_cast<float*>(data));
+    case DType::float64:
+      return by(static_cast<double*>(data));
+    case DType::bfloat16:
+      return by(static_cast<__nv_bfloat16*>(data));
+    case DType::float16:
+      return by(static_cast<__half*>(data));
+  }
+}
 
 void run_on_cuda(const char* op, int device, int index, const Step& step, DType dtype,
                  const Plan& plan, const Scratch& scratch) {

@@ -18,9 +18,13 @@ constexpr bool kHasCuda = true;
 // fails. Of a plan only what says where operands lie is read; the cut is made here.
 void run_on_cuda(const char* op, int device, int index, const Step& step, DType dtype,
                  const Plan& plan, const Scratch& scratch);
+// Multiplies `n` numbers by the one at `factor`, float32 or float64; leaves them if that is 1.
+void scale_on_cuda(const char* op, int device, DType dtype, void* data, int64_t n,
+                   DType factor_dtype, const void* factor);
 #else
 constexpr bool kHasCuda = false;
 inline void run_on_cuda(const char*, int, int, const Step&, DType, const Plan&, const Scratch&) {}
+inline void scale_on_cuda(const char*, int, DType, void*, int64_t, DType, const void*) {}
 #endif
 
 // In the tests' build of tests/cuda_on_host the CUDA loops run on the CPU, for CPU tensors.
