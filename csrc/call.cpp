@@ -308,6 +308,12 @@ Gradients Call::gradients(int count, int64_t needs) {
   return results;
 }
 
+bool Call::sums_gradients_on_gpu() const {
+  return !on_cpu() && std::ranges::any_of(gradients_, [](const auto& gradient) {
+    return gradient && gradient->reduced;
+  });
+}
+
 // ---- In place -----------------------------------------------------------------------------------
 
 void Call::scale(const Tensor& factor) {

@@ -59,6 +59,8 @@ class Call {
   // packed pair, whose gradients are the halves of the first.
   Gradients gradients(int count, int64_t needs);
 
+  bool sums_gradients_on_gpu() const;
+
   // Multiplies the one input by `factor`, in place, on a GPU.
   void scale(const Tensor& factor);
 

@@ -143,8 +143,14 @@ Four gaussian_log_prob_with_grad(const Tensor& grad_log_prob, const Tensor& x, c
   logvar ? call.input("logvar", *logvar) : call.constant(scale);
   call.rows(event_ndim);
   call.grad_value(grad_log_prob);
-  Tensor log_prob = call.value();
   const Gradients grads = call.gradients(3, needs);
+  if (call.sums_gradients_on_gpu()) {  // where a loop sums either those or values
+    const auto [grad_x, grad_mean, grad_logvar] =
+        gaussian_log_prob_backward(grad_log_prob, x, mean, logvar, scale, param, event_ndim, needs);
+    return {gaussian_log_prob(x, mean, logvar, scale, param, event_ndim), grad_x, grad_mean,
+            grad_logvar};
+  }
+  Tensor log_prob = call.value();
   call.run<GaussianLogProb::ForwardBackward>();
   return {log_prob, grads[0], grads[1], grads[2]};
 }

@@ -231,10 +231,6 @@ def _final_gradients(tensors: tuple[Tensor, Tensor, Tensor | None], shape: torch
         and shape.numel() > 0
         and given[0].dtype != torch.float16
         and not torch.compiler.is_compiling()
-        # The CUDA loops sum values or gradients of broadcast operands, not both.
-        and all(
-            given[0].is_cpu or tensor.shape == shape for tensor in given if tensor.requires_grad
-        )
     )
 
 

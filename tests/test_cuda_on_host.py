@@ -20,7 +20,7 @@ import fastvae
 
 HERE = Path(__file__).parent
 SANITIZE = os.environ.get("FASTVAE_SANITIZE") == "1"
-TABLES = ("values", "gradients", "noise", "packed", "broadcasting", "extremes")
+TABLES = ("values", "gradients", "noise", "packed", "broadcasting", "extremes", "nll_loss")
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="fibers and linking are those of Linux"),

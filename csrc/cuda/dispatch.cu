@@ -47,14 +47,14 @@ cudaError_t prepare(Cut& cut, const Plan& plan, const Step& step, int64_t size,
   return cudaMemsetAsync(memory, 0, size_t(cut.counters) * sizeof(*cut.counter), stream);
 }
 
-constexpr int kScaleThreads = 256;
+constexpr int kScaleThreads = 256, kScaleBlock = 16 * kScaleThreads;  // elements of a block
 
 template <class T, class F>
 __global__ void __launch_bounds__(kScaleThreads) scale(T* x, int64_t n, const F* factor) {
   const F f = *factor;
   if (f == F(1)) return;
-  for (int64_t i = int64_t(blockIdx.x) * kScaleThreads + threadIdx.x; i < n;
-       i += int64_t(gridDim.x) * kScaleThreads)
+  const int64_t first = int64_t(blockIdx.x) * kScaleBlock, end = min(first + kScaleBlock, n);
+  for (int64_t i = first + threadIdx.x; i < end; i += kScaleThreads)
     narrow(Accumulate<T>(widen(x[i]) * f), x[i]);
 }
 
@@ -63,12 +63,10 @@ __global__ void __launch_bounds__(kScaleThreads) scale(T* x, int64_t n, const F*
 void scale_on_cuda(const char* op, int device, DType dtype, void* data, int64_t n,
                    DType factor_dtype, const void* factor) {
   if (n == 0) return;
-  const int64_t blocks = (n + kScaleThreads - 1) / kScaleThreads;
+  const auto blocks = unsigned((n + kScaleBlock - 1) / kScaleBlock);
   const auto launch = [&]<class T, class F>(T* x, const F* f) {
-    constexpr int64_t kMostBlocks = 4096;
-    check(launch_kernel(scale<T, F>, unsigned(blocks < kMostBlocks ? blocks : kMostBlocks),
-                        kScaleThreads, current_stream(op, device), x, n, f),
-          op);
+    const cudaStream_t stream = current_stream(op, device);
+    check(launch_kernel(scale<T, F>, blocks, kScaleThreads, stream, x, n, f), op);
   };
   const auto by = [&]<class T>(T* x) {
     if (factor_dtype == DType::float64)
