@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 from matplotlib.ticker import PercentFormatter
 
-from .peers import FUSED, PEERS
+from .peers import FUSED, PEERS, TITLES
 
 __all__ = ["draw"]
 
 _COLOURS = {FUSED: "C3", "compile": "C0", "jax": "C2", "distributions": "0.75", "eager": "0.5"}
-_NAMES = {"compile": "torch.compile", "distributions": "torch.distributions", "jax": "JAX jit"}
 _LARGE = 2**17  # elements from which the limit is memory, not the call
 
 Entry = Mapping[str, Any]
@@ -63,7 +62,7 @@ def _draw_bars(axes: Axes, entries: Sequence[Entry], names: Sequence[str], kind:
             ],
             error_kw={"elinewidth": 0.8, "alpha": 0.6},
             color=_COLOURS[name],
-            label=_NAMES.get(name, name),
+            label=TITLES.get(name, name),
         )
     axes.set_yticks(range(len(entries)), [_label(entry, entries) for entry in entries])
     axes.invert_yaxis()

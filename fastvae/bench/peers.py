@@ -29,6 +29,7 @@ __all__ = [
     "FUSED",
     "LIMIT",
     "PEERS",
+    "TITLES",
     "Formulas",
     "Library",
     "Program",
@@ -41,6 +42,7 @@ __all__ = [
 
 FUSED, LIMIT = "fastvae", "copy"
 PEERS = ("eager", "compile", "distributions", "jax")
+TITLES = {"compile": "torch.compile", "distributions": "torch.distributions", "jax": "JAX jit"}
 
 Function = Callable[..., Any]
 

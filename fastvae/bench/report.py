@@ -11,7 +11,7 @@ from fastvae.checkpoint import write_json
 
 from .cases import TARGETS, Case
 from .measure import Effort, Measurement
-from .peers import FUSED, LIMIT
+from .peers import FUSED, LIMIT, TITLES
 
 __all__ = ["FORMAT", "document", "heading", "line", "markdown", "save"]
 
@@ -131,7 +131,8 @@ def _cells(texts: Sequence[str]) -> str:
 
 def markdown(measurements: Sequence[Measurement], programs: Sequence[str]) -> str:
     """The same as a table for a README, without what all cases share."""
-    heads = ["op", "shape", "µs", "of limit", *programs, "saved by fastvae, by eager"]
+    heads = ["op", "shape", "µs", "of limit", *(TITLES.get(name, name) for name in programs)]
+    heads += ["saved, B: fastvae", "eager"]
     lines = [heads, ["---"] * len(heads)]
     for found in measurements:
         if FUSED not in found.seconds:
@@ -141,7 +142,12 @@ def markdown(measurements: Sequence[Measurement], programs: Sequence[str]) -> st
         cells.append(f"{1e6 * entry['seconds']['median']:.0f}")
         cells.append(f"{entry['share_of_limit']['median']:.0%}")
         cells += [_ratio(found, name).partition(" <")[0] for name in programs]
-        cells.append(", ".join(f"{found.saved[p]} B" for p in (FUSED, "eager") if p in found.saved))
+        cells.append(str(found.saved[FUSED]))
+        cells.append(
+            f"{found.saved['eager'] / case.elements:.0f} an element"
+            if "eager" in found.saved
+            else "–"
+        )
         lines.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
