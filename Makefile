@@ -5,7 +5,9 @@
 # make build    compile what changed and say what was built
 # make lint     all static checks           make format   format Python, C++ and CUDA
 # make sanitize the CUDA loops, compiled for the CPU, under AddressSanitizer and UBSan
-# make gpu      build here with the torch of $(PYTHON), without .venv, and run the tests on CUDA
+# make gpu      build here with the torch of $(PYTHON), without .venv; then tests, compute-sanitizer
+#               and benchmarks on CUDA, into benchmarks/results (one step: make gpu ARGS="--steps tests")
+# make cuda-report  what the CUDA kernels cost, read from the binary, into docs/cuda.md
 # make clean    remove all that the other verbs made
 #
 # PYTHON, VENV and TORCH can be given too. pip and uv read their own environment variables, such as
@@ -20,7 +22,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench sanitize build lint format gpu clean
+.PHONY: train test bench sanitize build lint format gpu cuda-report clean
 
 train: $(VENV)/train.done $(VENV)/build.done
 	$(BIN)/python -m fastvae train $(ARGS)
@@ -50,7 +52,10 @@ format: $(VENV)/dev.done
 
 gpu:
 	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest -q --device cuda $(ARGS)
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(ARGS)
+
+cuda-report: $(VENV)/test.done $(VENV)/build.done
+	$(BIN)/python tests/cuda_resources.py --write docs/cuda.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info fastvae/_C.* fastvae/_no_binary.txt

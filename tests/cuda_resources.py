@@ -131,7 +131,7 @@ class Kernel:
         inputs, outputs, value = STEPS[self.step]
         operands = inputs + outputs + (value and self.sums == "none") + (self.sums == "columns")
         size = SIZES[self.dtype]
-        return 1 if size == 8 or (size == 2 and operands > 8) else 3 if operands <= 3 else 2
+        return 1 if size == 2 and operands > 8 else 3 if operands <= 3 and size < 8 else 2
 
     @property
     def in_memory(self) -> int:
@@ -165,7 +165,7 @@ class Kernel:
     def accesses(self) -> int:
         """Of a thread in one turn of the main loop: accesses_in_flight() in csrc/cuda/cut.h."""
         noise, inputs = self.step.startswith("Rsample"), STEPS[self.step][0]
-        return 1 if noise or inputs > 3 or SIZES[self.dtype] == 8 else 2
+        return 1 if noise or inputs > 3 else 2
 
     @property
     def elements(self) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from itertools import product
 
-import mpmath
 import numpy as np
 import pytest
 import torch
 from cases import normals
-from scipy import stats
 
 from fastvae import _C, reference
+
+mpmath = pytest.importorskip("mpmath")
+stats = pytest.importorskip("scipy.stats")
 
 ONES = 0xFFFFFFFF
 MANY = 1 << 21

@@ -141,13 +141,14 @@ bool can_be_wide(const Plan& plan, const Step& step, int width, int size, int on
 void cut(Pass& pass, const Step& step, DType dtype) {
   constexpr int sizes[kDTypes] = {4, 8, 2, 2};
   const Plan& plan = pass.plan;
-  const int size = sizes[int(dtype)], width = size == 2 ? 8 : 4;
+  const int size = sizes[int(dtype)], width = width_of(size);
   const bool one_scale = step.scale_input > 0 && plan.input[step.scale_input].layout.inner == 0;
-  const bool wide = has_wide_kernel(step, pass.sums, plan.scale.logarithmic, one_scale) &&
+  const bool wide = width > 1 &&
+                    has_wide_kernel(step, pass.sums, plan.scale.logarithmic, one_scale) &&
                     can_be_wide(plan, step, width, size, one_scale ? step.scale_input : -1);
   pass.cut = pass.sums == Sums::columns ? cut_columns(plan, wide ? width : 1)
                                         : cut_rows(plan, pass.sums == Sums::rows, wide ? width : 1,
-                                                   accesses_in_flight(step, size));
+                                                   accesses_in_flight(step));
   pass.cut.wide = wide;
   pass.cut.one_scale = one_scale;
   for (int d = 0; d < plan.dims; ++d) pass.cut.size[d] = Divisor(plan.size[d]);

@@ -17,15 +17,14 @@ namespace fastvae {
 constexpr int kWarpBits = 5, kBlockBits = 8;  // logarithms of a warp's and a block's threads
 constexpr int kWarp = 1 << kWarpBits, kBlockThreads = 1 << kBlockBits;
 
-// Elements of a wide access: 16 bytes or more, and whole calls of Philox.
+// Elements of a wide access: 16 bytes or more, and whole calls of Philox. Doubles have none.
+constexpr int width_of(int size) { return size == 2 ? 8 : size == 4 ? 4 : 1; }
 template <class T>
-constexpr int kWidth = sizeof(T) == 2 ? 8 : 4;
+constexpr int kWidth = width_of(sizeof(T));
 
 // Accesses of a thread whose loads are under way at once. Noise takes so long to draw that other
-// warps' loads fill the time; many inputs are many loads; and doubles take two registers each.
-constexpr int accesses_in_flight(const Step& step, int size) {
-  return step.noise || step.inputs > 3 || size == 8 ? 1 : 2;
-}
+// warps' loads fill the time, and many inputs are many loads.
+constexpr int accesses_in_flight(const Step& step) { return step.noise || step.inputs > 3 ? 1 : 2; }
 
 // What becomes of the terms of sums: values of a step, gradients of broadcast operands.
 enum class Sums : int {

@@ -26,7 +26,7 @@ struct Variant {
   static constexpr Step kStep = Op::step;
   static constexpr Sums kSums = kSums_;
   static constexpr int N = N_, I = kStep.inputs, O = kStep.outputs > 0 ? kStep.outputs : 1;
-  static constexpr int K = accesses_in_flight(kStep, sizeof(T));
+  static constexpr int K = accesses_in_flight(kStep);
   static constexpr int kScale = kOneScale_ ? kStep.scale_input : -1;  // which input that is
 
   using Single = Variant<Op, T, kSums, 1, false, false>;
@@ -40,8 +40,9 @@ struct Variant {
   // thread holds, the more threads can have loads under way.
   static constexpr int kOperands =
       I + kStep.outputs + int(kStep.value && kSums == Sums::none) + int(kSums == Sums::columns);
-  static constexpr int kBlocksAtOnce =
-      sizeof(T) == 8 || (sizeof(T) == 2 && kOperands > 8) ? 1 : (kOperands <= 3 ? 3 : 2);
+  static constexpr int kBlocksAtOnce = sizeof(T) == 2 && kOperands > 8   ? 1
+                                       : kOperands <= 3 && sizeof(T) < 8 ? 3
+                                                                         : 2;
   // Elements after the last wide access go one by one.
   static constexpr bool kHasRest = N > 1 && !kStep.noise;
 };
@@ -299,7 +300,7 @@ template <class Op, class T, Sums kSums>
 cudaError_t launch_for(const Plan& plan, const Cut& cut, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   const auto wide = [&]<bool kLogarithmic, bool kOneScale>() {
-    if constexpr (has_wide_kernel(Op::step, kSums, kLogarithmic, kOneScale)) {
+    if constexpr (kWidth<T> > 1 && has_wide_kernel(Op::step, kSums, kLogarithmic, kOneScale)) {
       if (plan.scale.logarithmic != kLogarithmic || cut.one_scale != kOneScale) return false;
       error = start<Variant<Op, T, kSums, kWidth<T>, kLogarithmic, kOneScale>>(plan, cut, stream);
       return true;
