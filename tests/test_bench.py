@@ -209,6 +209,13 @@ def test_fastvae_saves_the_seed(case: Case) -> None:
     assert saved_bytes(program) == (8 * len(case.shape.sizes) if draws else 0)
 
 
+@pytest.mark.parametrize("case", [c for c in MEASURED if "loss" in c.op.outputs], ids=str)
+def test_the_loss_saves_its_gradients(case: Case) -> None:
+    made_in_forward = case.bytes_of(case.passes[0].writes[1:])
+    saved = saved_bytes(make_program(FUSED, case, make_inputs(case, 0)))
+    assert made_in_forward <= saved <= made_in_forward + 8
+
+
 def test_what_eager_saves() -> None:
     case = case_of("rsample_kl")
     program = make_program("eager", case, make_inputs(case, 0))

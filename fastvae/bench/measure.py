@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from . import check, machine, peers
 from .cases import Case
@@ -154,7 +155,10 @@ def _share(tensors: Sequence[Tensor], k: int, levels: int) -> Sequence[Tensor]:
 
 
 def saved_bytes(program: TorchProgram) -> int:
-    """Bytes that autograd keeps from forward for backward and that nobody else holds."""
+    """Bytes kept from forward for backward that are neither an input nor an output.
+
+    By autograd, or by a Python function as an attribute of its own.
+    """
     kept: dict[int, Any] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -165,9 +169,25 @@ def saved_bytes(program: TorchProgram) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = program.forward(0)
     outputs = [y] if isinstance(y, Tensor) else list(y)
+    for node in _graph(outputs):
+        for t in tree_leaves(getattr(node, "__dict__", {})):
+            if isinstance(t, Tensor):
+                pack(t)
     for t in (*itertools.chain(*program.leaves[0]), *outputs):
         kept.pop(t.untyped_storage().data_ptr(), None)
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def _graph(outputs: Sequence[Tensor]) -> set[Any]:
+    """The nodes of autograd's graph behind `outputs`."""
+    found: set[Any] = set()
+    left = [y.grad_fn for y in outputs]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left.extend(parent for parent, _ in node.next_functions)
+    return found
 
 
 # ---- Time ----------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ _PEER_WIDTH = 25
 
 def heading(case: Case, programs: Sequence[str]) -> str:
     """What stands above the lines of one op and direction."""
-    what = f"{case.op.name}, {case.direction}: {' | '.join(map(str, case.passes))}"
+    what = f"{case.op.name}, {case.direction}: {' | '.join(filter(None, map(str, case.passes)))}"
     columns = _cells([name for name, _ in _COLUMNS])
     peers = "".join(f"{name:>{_PEER_WIDTH}}" for name in programs)
     return f"\n{what}\n{columns}{peers}"
