@@ -232,7 +232,7 @@ struct PowerOfTwo {
   FASTVAE_INLINE explicit PowerOfTwo(V shifted) {
     using C = Constants<Real<V>>;
     using I = Int<V>;
-    const I n = wrap_sub(as_int(shifted), as_int(V(C::round_magic)));
+    const I n = as_int(shifted);  // and the bits of round_magic, which the shifts below push out
     const I n_half = n >> 1;
     half = as_real((n_half + I(C::exponent_bias)) << C::mantissa_bits);
     rest = as_real((wrap_sub(n, n_half) + I(C::exponent_bias)) << C::mantissa_bits);

@@ -51,6 +51,7 @@ STEPS = {
     "RsampleKL<4>::Backward": (5, 4, False),
     "GaussianLogProb::Forward": (3, 0, True),
     "GaussianLogProb::Backward": (3, 3, False),
+    "GaussianLogProb::ForwardBackward": (3, 3, True),
 }
 
 # Two issue slots each: 64 results a cycle and multiprocessor, where float arithmetic has 128.
@@ -283,8 +284,9 @@ def _opcode(instruction: str) -> str:
 
 
 MANGLED = re.compile(
-    r"(?P<step>\w+?(?:ILi\d+E)?E?\d+(?:Forward|Backward))E(?P<type>f|d|13__nv_bfloat16|6__half)"
-    r"LNS_4SumsE(?P<sums>\d)ELi(?P<width>\d)ELb(?P<log>\d)ELb(?P<scale>\d)"
+    r"generic\d+(?P<op>[A-Za-z]+)(?:ILi(?P<n>\d)E)?E?\d+(?P<step>ForwardBackward|Forward|Backward)E"
+    r"(?P<type>f|d|13__nv_bfloat16|6__half)LNS_4SumsE(?P<sums>\d)"
+    r"ELi(?P<width>\d)ELb(?P<log>\d)ELb(?P<scale>\d)"
 )
 
 
@@ -292,8 +294,7 @@ def parse(name: str, usage: str, section: str) -> Kernel | None:
     found = MANGLED.search(name)
     if not found:
         return None
-    op = re.search(r"generic\d+([A-Za-z]+)(?:ILi(\d)E)?E?\d+(Forward|Backward)", name)
-    step = op[1] + (f"<{op[2]}>" if op[2] else "") + "::" + op[3]
+    step = found["op"] + (f"<{found['n']}>" if found["n"] else "") + "::" + found["step"]
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for line in section.splitlines():

@@ -316,7 +316,7 @@ cudaError_t launch_for(const Plan& plan, const Cut& cut, cudaStream_t stream) {
 
 template <class Op, class T>
 cudaError_t launch(Sums sums, const Plan& plan, const Cut& cut, cudaStream_t stream) {
-  constexpr bool kGradients = Op::step.outputs > 1;
+  constexpr bool kGradients = Op::step.outputs > 1 && !Op::step.value;  // which may be sums
   if constexpr (Op::step.value || kGradients)
     if (sums == Sums::rows) return launch_for<Op, T, Sums::rows>(plan, cut, stream);
   if constexpr (kGradients)

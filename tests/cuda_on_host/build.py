@@ -97,11 +97,15 @@ def environment(folder: Path) -> dict[str, str]:
     """The environment in which Python imports the package of `folder`."""
     extra = {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     if folder.name.endswith("sanitized"):
-        runtime = subprocess.run(
-            [CXX, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-        )
+        # The C++ library too, so that the sanitizer finds its throw() before it starts to watch.
+        runtimes = [
+            subprocess.run(
+                [CXX, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for name in ("libasan.so", "libstdc++.so")
+        ]
         # Python itself leaks.
-        extra |= {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+        extra |= {"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"}
     return os.environ | extra
 
 
