@@ -168,7 +168,7 @@ def make_seed(
     `batch` is the size of dimension 0, the only length that a per-row seed may have.
     """
     if seed is None:
-        return _empty_seed(device).random_(generator=generator)
+        return _draw(device, generator)
     if generator is not None:
         raise ValueError("seed and generator are both given; want one of them")
     if isinstance(seed, Tensor):
@@ -185,6 +185,24 @@ def make_seed(
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed is {seed}; want a signed 64-bit integer")
     return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+def _draw(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    seed = _empty_seed(device)
+    if torch.compiler.is_compiling():  # the compiler takes this form only; its numbers are the same
+        return torch.ops.aten.random.default(seed, generator=generator)
+    if torch._C._are_functorch_transforms_active() and _under_vmap():
+        # Of all random operations of integers, this one obeys vmap's `randomness`.
+        return torch.randint_like(seed, 2**63 - 1, generator=generator)
+    return seed.random_(generator=generator)
+
+
+def _under_vmap() -> bool:
+    functorch = torch._C._functorch
+    return any(
+        interpreter.key() == functorch.TransformType.Vmap
+        for interpreter in functorch.get_interpreter_stack() or ()
+    )
 
 
 def _empty_seed(device: torch.device) -> Tensor:
