@@ -193,7 +193,7 @@ def _draw(device: torch.device, generator: torch.Generator | None) -> Tensor:
         return torch.ops.aten.random.default(seed, generator=generator)
     if torch._C._are_functorch_transforms_active() and _under_vmap():
         # Of all random operations of integers, this one obeys vmap's `randomness`.
-        return torch.randint_like(seed, 2**63 - 1, generator=generator)
+        return torch.randint(2**63 - 1, (), dtype=seed.dtype, device=device, generator=generator)
     return seed.random_(generator=generator)
 
 

@@ -67,8 +67,9 @@ def apply(function: type[Function], *arguments: Any) -> Any:
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.requires_grad:
                 return function.apply(*arguments)
-    op = function.op
-    return op(*arguments)
+    if torch.compiler.is_compiling():  # the compiler reads no attribute of a Function
+        return function.apply(*arguments)
+    return function.op(*arguments)
 
 
 def _transformed() -> bool:
