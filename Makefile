@@ -5,6 +5,7 @@
 # make build    compile what changed and say what was built
 # make lint     all static checks           make format   format Python, C++ and CUDA
 # make sanitize the CUDA loops, compiled for the CPU, under AddressSanitizer and UBSan
+# make fuzz     10,000 random calls, native against reference (more: ARGS="--hypothesis-seed=1")
 # make gpu      build here with the torch of $(PYTHON), without .venv; then tests, compute-sanitizer
 #               and benchmarks on CUDA, into benchmarks/results (one step: make gpu ARGS="--steps tests")
 # make cuda-report  what the CUDA kernels cost, read from the binary, into docs/cuda.md
@@ -22,7 +23,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench sanitize build lint format gpu cuda-report clean
+.PHONY: train test bench sanitize fuzz build lint format gpu cuda-report clean
 
 train: $(VENV)/train.done $(VENV)/build.done
 	$(BIN)/python -m fastvae train $(ARGS)
@@ -35,6 +36,9 @@ bench: $(VENV)/bench.done $(VENV)/build.done
 
 sanitize: $(VENV)/test.done $(VENV)/build.done
 	FASTVAE_SANITIZE=1 $(BIN)/python -m pytest -q tests/test_cuda_on_host.py $(ARGS)
+
+fuzz: $(VENV)/test.done $(VENV)/build.done
+	$(BIN)/python -m pytest -q tests/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
 
 build: $(VENV)/build.done
 	$(BIN)/python -m fastvae info

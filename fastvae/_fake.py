@@ -38,8 +38,8 @@ class Layout:
     ) -> None:
         self.inputs, self.packed_dim = inputs, packed_dim
         self.event_ndim = event_ndim or 0
-        self.first = inputs[0]
-        assert self.first is not None
+        assert inputs[0] is not None
+        self.first: Tensor = inputs[0]
         sizes = []
         for k, t in enumerate(inputs):
             if t is not None:
@@ -92,15 +92,12 @@ class Layout:
                 strides[d - skip] = stride
                 size = sizes[d - skip]
                 stride = stride * (1 if size == 0 else size)
-        assert self.first is not None
         return self.first.new_empty_strided(tuple(sizes), tuple(strides), dtype=dtype)
 
     def output(self) -> Tensor:
-        assert self.first is not None
         return self._empty(self.shape, self.first.dtype)
 
     def value(self) -> Tensor:
-        assert self.first is not None
         dtype = torch.float64 if self.first.dtype == torch.float64 else torch.float32
         rows = len(self.shape) - self.event_ndim
         return self._empty(self.shape[:rows], dtype, self.event_ndim, rows=self.event_ndim > 0)
