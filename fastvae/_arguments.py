@@ -5,6 +5,7 @@ Nothing here looks at values: on a GPU that would wait for the device.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from numbers import Real
 from typing import cast
@@ -69,6 +70,9 @@ def event_dims(event_ndim: int | None, ndim: int) -> int:
 def gaussian_arguments(**arguments: TensorLike) -> tuple[list[Tensor], torch.Size]:
     """Floating-point tensors of one dtype and device, and the shape they broadcast to.
 
+    Under autocast, where layers give half types and data stays float32, dtypes may differ: the
+    widest is taken.
+
     Python numbers become 0-d tensors like the first tensor; with no tensor at all, they take
     PyTorch's default dtype. The tensors keep their own shapes: kernels broadcast while reading.
 
@@ -127,6 +131,7 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
     given = ((name, value) for name, value in arguments.items() if isinstance(value, Tensor))
     default = "the default", torch.empty((), dtype=torch.get_default_dtype())
     first_name, first = next(given, default)
+    promotes = torch.is_autocast_enabled(first.device.type)
     tensors: list[Tensor] = []
     for name, value in arguments.items():
         if isinstance(value, Real):
@@ -136,7 +141,7 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
         if value.dtype not in _DTYPES:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
             raise TypeError(f"{name} has dtype {value.dtype}; want one of {names}")
-        if value.dtype != first.dtype:
+        if value.dtype != first.dtype and not promotes:
             raise TypeError(
                 f"{name} has dtype {value.dtype}, {first_name} has {first.dtype}; want one dtype"
             )
@@ -145,6 +150,9 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
                 f"{name} is on {value.device}, {first_name} on {first.device}; want one device"
             )
         tensors.append(value)
+    if promotes:
+        widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        tensors = [tensor.to(widest) for tensor in tensors]
     try:
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
         if len(shape) > _MAX_BROADCAST_NDIM:
@@ -190,6 +198,12 @@ def make_seed(
 def _draw(device: torch.device, generator: torch.Generator | None) -> Tensor:
     seed = _empty_seed(device)
     if torch.compiler.is_compiling():  # the compiler takes this form only; its numbers are the same
+        if torch._functorch.config.activation_memory_budget < 1:
+            # PyTorch 2.13 then draws again in backward, and other numbers: wrong gradients.
+            raise RuntimeError(
+                "seed is None under torch.compile with an activation_memory_budget below 1; want "
+                "seed=fastvae.draw_seed(...), drawn outside of the compiled function"
+            )
         return torch.ops.aten.random.default(seed, generator=generator)
     if torch._C._are_functorch_transforms_active() and _under_vmap():
         # Of all random operations of integers, this one obeys vmap's `randomness`.

@@ -9,6 +9,7 @@ All values are in nats. In every op:
   "var".
 - Tensors are float32, float64, bfloat16 or float16, of one dtype and device, and broadcast against
   each other; Python numbers and 0-d tensors do too. Arithmetic is float32 (float64 for float64).
+  Under `torch.autocast` dtypes may differ, and the widest is taken; samples have that dtype.
 - Rows that are contiguous pieces (halves of a `chunk`, channels_last, expanded dimensions) are read
   in place.
 - `seed` is an int64 tensor on the input's device, 0-d or one for each index along dimension 0, or
