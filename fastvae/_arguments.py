@@ -196,7 +196,6 @@ def make_seed(
 
 
 def _draw(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    seed = _empty_seed(device)
     if torch.compiler.is_compiling():  # the compiler takes this form only; its numbers are the same
         if torch._functorch.config.activation_memory_budget < 1:
             # PyTorch 2.13 then draws again in backward, and other numbers: wrong gradients.
@@ -204,7 +203,9 @@ def _draw(device: torch.device, generator: torch.Generator | None) -> Tensor:
                 "seed is None under torch.compile with an activation_memory_budget below 1; want "
                 "seed=fastvae.draw_seed(...), drawn outside of the compiled function"
             )
+        seed = torch.empty((), dtype=torch.int64, device=device)
         return torch.ops.aten.random.default(seed, generator=generator)
+    seed = _empty_seed(device)
     if torch._C._are_functorch_transforms_active() and _under_vmap():
         # Of all random operations of integers, this one obeys vmap's `randomness`.
         return torch.randint(2**63 - 1, (), dtype=seed.dtype, device=device, generator=generator)
@@ -220,7 +221,9 @@ def _under_vmap() -> bool:
 
 
 def _empty_seed(device: torch.device) -> Tensor:
-    if device.type == "cpu":  # half the time of the general case, which is 3 % of a small op's
+    # Half the time of the general case, which is 3 % of a small op's; but modes such as
+    # FakeTensorMode know no tensor that they have not made.
+    if device.type == "cpu" and not torch._C._len_torch_dispatch_stack():
         return torch.empty_like(_CPU_SEED)
     return torch.empty((), dtype=torch.int64, device=device)
 
