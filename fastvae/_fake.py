@@ -238,6 +238,24 @@ def gaussian_log_prob_backward(
     return Layout((x, mean, logvar), event_ndim=event_ndim).gradients(3, needs)
 
 
+def gaussian_log_prob_with_grad(
+    grad_log_prob: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    logvar: Maybe,
+    scale: float,
+    param: int,
+    event_ndim: int,
+    needs: int,
+) -> Gradients:
+    layout = Layout((x, mean, logvar), event_ndim=event_ndim)
+    return layout.value(), *layout.gradients(3, needs)
+
+
+def scale_(gradient: Tensor, factor: Tensor) -> None:
+    return None
+
+
 for _function in (
     rsample,
     rsample_backward,
@@ -247,6 +265,8 @@ for _function in (
     rsample_kl_backward,
     gaussian_log_prob,
     gaussian_log_prob_backward,
+    gaussian_log_prob_with_grad,
+    scale_,
 ):
     if hasattr(torch.ops.fastvae, _function.__name__):  # absent without a binary
         torch.library.register_fake(f"fastvae::{_function.__name__}", _function)

@@ -26,7 +26,15 @@ from . import (
 )
 from ._arguments import PARAMS
 
-__all__ = ["GaussianLogProb", "GaussianNLLLoss", "KLDivergence", "Rsample", "RsampleKL", "apply"]
+__all__ = [
+    "GaussianLogProb",
+    "GaussianNLLLoss",
+    "KLDivergence",
+    "Rsample",
+    "RsampleKL",
+    "apply",
+    "transformed",
+]
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -61,7 +69,7 @@ class Function(torch.autograd.Function):
 
 def apply(function: type[Function], *arguments: Any) -> Any:
     """Calls the op, and records it only if somebody can ask for a gradient."""
-    if _transformed():
+    if transformed():
         return function.formula(*arguments)
     if torch.is_grad_enabled():
         for argument in arguments:
@@ -72,7 +80,7 @@ def apply(function: type[Function], *arguments: Any) -> Any:
     return function.op(*arguments)
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether `torch.func` or forward-mode differentiation is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
@@ -361,7 +369,7 @@ def _unpacked(packed_dim: int, *gaussians: Tensor | None) -> list[Tensor]:
 
 def _recording() -> bool:
     """Whether this backward pass will be differentiated, or is transformed."""
-    return torch.is_grad_enabled() or _transformed()
+    return torch.is_grad_enabled() or transformed()
 
 
 def _recorded(

@@ -41,7 +41,15 @@ from ._arguments import (
     log_prob_arguments,
     make_seed,
 )
-from ._functions import GaussianLogProb, GaussianNLLLoss, KLDivergence, Rsample, RsampleKL, apply
+from ._functions import (
+    GaussianLogProb,
+    GaussianNLLLoss,
+    KLDivergence,
+    Rsample,
+    RsampleKL,
+    apply,
+    transformed,
+)
 
 __all__ = [
     "draw_seed",
@@ -231,7 +239,9 @@ def _final_gradients(tensors: tuple[Tensor, Tensor, Tensor | None], shape: torch
         and any(tensor.requires_grad for tensor in given)
         and shape.numel() > 0
         and given[0].dtype != torch.float16
+        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in given)
         and not torch.compiler.is_compiling()
+        and not transformed()
     )
 
 

@@ -198,3 +198,20 @@ def test_many_upstream_gradients_at_once(device: torch.device) -> None:
             (z, kl), (mu, logvar), (upstream[k], rows[k]), retain_graph=True
         )
         assert_close([g[k] for g in batched], list(right))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_final_loss_is_transformed_too(reduction: str, device: torch.device) -> None:
+    x, mean = OPS[0].inputs((3, 4), torch.float64, device=device)
+
+    def loss(mean: Tensor) -> Tensor:
+        return fastvae.gaussian_nll_loss(x, mean, 0.3, reduction=reduction)
+
+    leaf = mean.clone().requires_grad_()
+    right = torch.autograd.grad(loss(leaf), leaf)[0]
+    assert_close(grad(loss)(mean), right)
+    assert_close(jacfwd(loss)(mean), right)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_close(torch.autograd.grad(compiled(leaf), leaf)[0], right)
+    assert gradcheck(loss, [leaf], check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(loss, [leaf], check_batched_grad=True)
