@@ -4,6 +4,7 @@ from . import reference
 from .backend import info, use_backend
 from .bounds import Bound
 from .cholesky import CholeskyGaussian
+from .debug import NonFinite
 from .distributions import DiagonalGaussian
 from .functional import (
     draw_seed,
@@ -76,6 +77,7 @@ __all__ = [
     "Likelihood",
     "Linear",
     "MixturePrior",
+    "NonFinite",
     "OptimalGaussian",
     "Prior",
     "StandardNormal",

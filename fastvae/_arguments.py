@@ -5,6 +5,7 @@ Nothing here looks at values: on a GPU that would wait for the device.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from numbers import Real
 from typing import cast
@@ -69,6 +70,9 @@ def event_dims(event_ndim: int | None, ndim: int) -> int:
 def gaussian_arguments(**arguments: TensorLike) -> tuple[list[Tensor], torch.Size]:
     """Floating-point tensors of one dtype and device, and the shape they broadcast to.
 
+    Under autocast, where layers give half types and data stays float32, dtypes may differ: the
+    widest is taken.
+
     Python numbers become 0-d tensors like the first tensor; with no tensor at all, they take
     PyTorch's default dtype. The tensors keep their own shapes: kernels broadcast while reading.
 
@@ -127,6 +131,7 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
     given = ((name, value) for name, value in arguments.items() if isinstance(value, Tensor))
     default = "the default", torch.empty((), dtype=torch.get_default_dtype())
     first_name, first = next(given, default)
+    promotes = torch.is_autocast_enabled(first.device.type)
     tensors: list[Tensor] = []
     for name, value in arguments.items():
         if isinstance(value, Real):
@@ -136,7 +141,7 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
         if value.dtype not in _DTYPES:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
             raise TypeError(f"{name} has dtype {value.dtype}; want one of {names}")
-        if value.dtype != first.dtype:
+        if value.dtype != first.dtype and not promotes:
             raise TypeError(
                 f"{name} has dtype {value.dtype}, {first_name} has {first.dtype}; want one dtype"
             )
@@ -145,6 +150,9 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
                 f"{name} is on {value.device}, {first_name} on {first.device}; want one device"
             )
         tensors.append(value)
+    if promotes:
+        widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        tensors = [tensor.to(widest) for tensor in tensors]
     try:
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
         if len(shape) > _MAX_BROADCAST_NDIM:
@@ -168,7 +176,7 @@ def make_seed(
     `batch` is the size of dimension 0, the only length that a per-row seed may have.
     """
     if seed is None:
-        return _empty_seed(device).random_(generator=generator)
+        return _draw(device, generator)
     if generator is not None:
         raise ValueError("seed and generator are both given; want one of them")
     if isinstance(seed, Tensor):
@@ -187,8 +195,35 @@ def make_seed(
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 
+def _draw(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    if torch.compiler.is_compiling():  # the compiler takes this form only; its numbers are the same
+        if torch._functorch.config.activation_memory_budget < 1:
+            # PyTorch 2.13 then draws again in backward, and other numbers: wrong gradients.
+            raise RuntimeError(
+                "seed is None under torch.compile with an activation_memory_budget below 1; want "
+                "seed=fastvae.draw_seed(...), drawn outside of the compiled function"
+            )
+        seed = torch.empty((), dtype=torch.int64, device=device)
+        return torch.ops.aten.random.default(seed, generator=generator)
+    seed = _empty_seed(device)
+    if torch._C._are_functorch_transforms_active() and _under_vmap():
+        # Of all random operations of integers, this one obeys vmap's `randomness`.
+        return torch.randint(2**63 - 1, (), dtype=seed.dtype, device=device, generator=generator)
+    return seed.random_(generator=generator)
+
+
+def _under_vmap() -> bool:
+    functorch = torch._C._functorch
+    return any(
+        interpreter.key() == functorch.TransformType.Vmap
+        for interpreter in functorch.get_interpreter_stack() or ()
+    )
+
+
 def _empty_seed(device: torch.device) -> Tensor:
-    if device.type == "cpu":  # half the time of the general case, which is 3 % of a small op's
+    # Half the time of the general case, which is 3 % of a small op's; but modes such as
+    # FakeTensorMode know no tensor that they have not made.
+    if device.type == "cpu" and not torch._C._len_torch_dispatch_stack():
         return torch.empty_like(_CPU_SEED)
     return torch.empty((), dtype=torch.int64, device=device)
 

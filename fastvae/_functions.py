@@ -2,8 +2,12 @@
 
 Each saves its inputs and the seed, nothing else; noise is drawn again in backward. Where a
 Gaussian's second tensor is None, the first holds both, packed along `packed_dim` (else -1), and so
-does its gradient. A backward pass that is itself being recorded (`create_graph=True`) goes through
-the reference formulas, which autograd can differentiate again.
+does its gradient. Each has its reference formula too, which takes over where PyTorch wants to look
+inside: in a backward pass that is itself being recorded (`create_graph=True`), under `torch.func`
+(vmap, grad, jvp, ...) and under forward-mode differentiation.
+
+`forward` takes `ctx`, the older form: with `setup_context` every call would pay 13 us for
+`inspect.signature`.
 """
 
 from __future__ import annotations
@@ -13,14 +17,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import (
+    _fake,  # noqa: F401  tells the compiler what the ops return
     backend,  # noqa: F401  loads the binary, which defines the ops
     reference,
 )
 from ._arguments import PARAMS
 
-__all__ = ["GaussianLogProb", "GaussianNLLLoss", "KLDivergence", "Rsample", "RsampleKL", "apply"]
+__all__ = [
+    "GaussianLogProb",
+    "GaussianNLLLoss",
+    "KLDivergence",
+    "Rsample",
+    "RsampleKL",
+    "apply",
+    "transformed",
+]
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -30,33 +44,51 @@ def _op(name: str) -> Any:
     return getattr(getattr(torch.ops.fastvae, name, None), "default", None)
 
 
+_rsample = _op("rsample")
 _rsample_backward = _op("rsample_backward")
+_kl_divergence = _op("kl_divergence")
 _kl_divergence_backward = _op("kl_divergence_backward")
+_rsample_kl = _op("rsample_kl")
 _rsample_kl_backward = _op("rsample_kl_backward")
+_gaussian_log_prob = _op("gaussian_log_prob")
 _gaussian_log_prob_backward = _op("gaussian_log_prob_backward")
 _gaussian_log_prob_with_grad = _op("gaussian_log_prob_with_grad")
 _scale_ = _op("scale_")
 
 
 class Function(torch.autograd.Function):
-    """An op of `torch.ops.fastvae`: `forward` takes the op's own arguments."""
+    """An op of `torch.ops.fastvae`: `forward` and `formula` take the op's own arguments."""
 
     op: Any
+
+    @staticmethod
+    def formula(*arguments: Any) -> Any:
+        """The op in plain PyTorch."""
+        raise NotImplementedError
 
 
 def apply(function: type[Function], *arguments: Any) -> Any:
     """Calls the op, and records it only if somebody can ask for a gradient."""
+    if transformed():
+        return function.formula(*arguments)
     if torch.is_grad_enabled():
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.requires_grad:
                 return function.apply(*arguments)
+    if torch.compiler.is_compiling():  # the compiler reads no attribute of a Function
+        return function.apply(*arguments)
     return function.op(*arguments)
+
+
+def transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class Rsample(Function):
     """z = mu + sigma eps."""
 
-    op = _op("rsample")
+    op = _rsample
 
     @staticmethod
     def forward(
@@ -70,21 +102,28 @@ class Rsample(Function):
     ) -> Tensor:
         ctx.save_for_backward(mu, logvar, seed)
         ctx.settings = param, packed_dim, sample_shape
-        return Rsample.op(mu, logvar, seed, param, packed_dim, sample_shape)
+        return _rsample(mu, logvar, seed, param, packed_dim, sample_shape)
+
+    @staticmethod
+    def formula(
+        mu: Tensor,
+        logvar: Tensor | None,
+        seed: Tensor,
+        param: int,
+        packed_dim: int,
+        sample_shape: Sequence[int],
+    ) -> Tensor:
+        q = _unpacked(packed_dim, mu, logvar)
+        return reference.rsample(*q, param=PARAMS[param], sample_shape=sample_shape, seed=seed)
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor) -> Gradients:
         mu, logvar, seed = ctx.saved_tensors
         param, packed_dim, sample_shape = ctx.settings
         needs = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
-
-            def forward(mu: Tensor, logvar: Tensor) -> Tensor:
-                return reference.rsample(
-                    mu, logvar, param=PARAMS[param], sample_shape=sample_shape, seed=seed
-                )
-
-            grads = _recorded(forward, packed_dim, (mu, logvar), needs, (grad_z,))
+        if _recording():
+            others = seed, *ctx.settings
+            grads = _recorded(Rsample.formula, (mu, logvar), others, needs, (grad_z,))
         elif logvar is not None and grad_z.shape == mu.shape:
             # dz/dmu is 1: the kernel need not copy.
             grads = _rsample_backward(
@@ -101,7 +140,7 @@ class Rsample(Function):
 class KLDivergence(Function):
     """KL(q || p), p = N(0, I) where the prior's tensors are None."""
 
-    op = _op("kl_divergence")
+    op = _kl_divergence
 
     @staticmethod
     def forward(
@@ -116,7 +155,20 @@ class KLDivergence(Function):
     ) -> Tensor:
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar)
         ctx.settings = param, packed_dim, event_ndim
-        return KLDivergence.op(mu, logvar, prior_mu, prior_logvar, param, packed_dim, event_ndim)
+        return _kl_divergence(mu, logvar, prior_mu, prior_logvar, param, packed_dim, event_ndim)
+
+    @staticmethod
+    def formula(
+        mu: Tensor,
+        logvar: Tensor | None,
+        prior_mu: Tensor | None,
+        prior_logvar: Tensor | None,
+        param: int,
+        packed_dim: int,
+        event_ndim: int,
+    ) -> Tensor:
+        gaussians = _unpacked(packed_dim, mu, logvar, prior_mu, prior_logvar)
+        return reference.kl_divergence(*gaussians, param=PARAMS[param], event_ndim=event_ndim)
 
     @staticmethod
     def backward(ctx: Any, grad_kl: Tensor) -> Gradients:
@@ -129,19 +181,15 @@ def _kl_backward(
 ) -> Gradients:
     param, packed_dim, event_ndim = settings
     needs = ctx.needs_input_grad[:4]
-    if torch.is_grad_enabled():
-
-        def forward(*gaussians: Tensor) -> Tensor:
-            return reference.kl_divergence(*gaussians, param=PARAMS[param], event_ndim=event_ndim)
-
-        return _recorded(forward, packed_dim, gaussians, needs, (grad_kl,))
+    if _recording():
+        return _recorded(KLDivergence.formula, gaussians, settings, needs, (grad_kl,))
     return _kl_divergence_backward(grad_kl, *gaussians, param, packed_dim, event_ndim, _bits(needs))
 
 
 class RsampleKL(Function):
     """z and KL(q || p) in one pass."""
 
-    op = _op("rsample_kl")
+    op = _rsample_kl
 
     @staticmethod
     def forward(
@@ -158,7 +206,23 @@ class RsampleKL(Function):
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed)
         ctx.settings = param, packed_dim, event_ndim
         ctx.set_materialize_grads(False)
-        return RsampleKL.op(mu, logvar, prior_mu, prior_logvar, seed, param, packed_dim, event_ndim)
+        return _rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, param, packed_dim, event_ndim)
+
+    @staticmethod
+    def formula(
+        mu: Tensor,
+        logvar: Tensor | None,
+        prior_mu: Tensor | None,
+        prior_logvar: Tensor | None,
+        seed: Tensor,
+        param: int,
+        packed_dim: int,
+        event_ndim: int,
+    ) -> tuple[Tensor, Tensor]:
+        gaussians = _unpacked(packed_dim, mu, logvar, prior_mu, prior_logvar)
+        return reference.rsample_kl(
+            *gaussians, param=PARAMS[param], event_ndim=event_ndim, seed=seed
+        )
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Gradients:
@@ -166,14 +230,9 @@ class RsampleKL(Function):
         param, packed_dim, event_ndim = ctx.settings
         needs = ctx.needs_input_grad[:4]
         nothing = None, None, None, None
-        if torch.is_grad_enabled():
-
-            def forward(*gaussians: Tensor) -> tuple[Tensor, Tensor]:
-                return reference.rsample_kl(
-                    *gaussians, param=PARAMS[param], event_ndim=event_ndim, seed=seed
-                )
-
-            grads = _recorded(forward, packed_dim, gaussians, needs, (grad_z, grad_kl))
+        if _recording():
+            others = seed, *ctx.settings
+            grads = _recorded(RsampleKL.formula, gaussians, others, needs, (grad_z, grad_kl))
         elif grad_z is not None and grad_kl is not None:
             grads = _rsample_kl_backward(
                 grad_z, grad_kl, *gaussians, seed, param, packed_dim, event_ndim, _bits(needs)
@@ -193,7 +252,7 @@ class RsampleKL(Function):
 class GaussianLogProb(Function):
     """log N(x; mean, sigma^2); without a tensor `logvar`, the number `scale` stands for it."""
 
-    op = _op("gaussian_log_prob")
+    op = _gaussian_log_prob
 
     @staticmethod
     def forward(
@@ -207,7 +266,24 @@ class GaussianLogProb(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, mean, logvar)
         ctx.settings = scale, param, event_ndim
-        return GaussianLogProb.op(x, mean, logvar, scale, param, event_ndim)
+        return _gaussian_log_prob(x, mean, logvar, scale, param, event_ndim)
+
+    @staticmethod
+    def formula(
+        x: Tensor,
+        mean: Tensor,
+        logvar: Tensor | None,
+        scale: float,
+        param: int,
+        event_ndim: int,
+    ) -> Tensor:
+        return reference.gaussian_log_prob(
+            x,
+            mean,
+            scale if logvar is None else logvar,
+            param=PARAMS[param],
+            event_ndim=event_ndim,
+        )
 
     @staticmethod
     def backward(ctx: Any, grad_log_prob: Tensor) -> Gradients:
@@ -218,23 +294,10 @@ def _log_prob_backward(
     ctx: Any, grad_log_prob: Tensor, settings: tuple[float, int, int]
 ) -> Gradients:
     tensors = ctx.saved_tensors
-    scale, param, event_ndim = settings
     needs = ctx.needs_input_grad[:3]
-    if torch.is_grad_enabled():
-
-        def forward(x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
-            return reference.gaussian_log_prob(
-                x,
-                mean,
-                scale if logvar is None else logvar,
-                param=PARAMS[param],
-                event_ndim=event_ndim,
-            )
-
-        return _recorded(forward, -1, tensors, needs, (grad_log_prob,))
-    return _gaussian_log_prob_backward(
-        grad_log_prob, *tensors, scale, param, event_ndim, _bits(needs)
-    )
+    if _recording():
+        return _recorded(GaussianLogProb.formula, tensors, settings, needs, (grad_log_prob,))
+    return _gaussian_log_prob_backward(grad_log_prob, *tensors, *settings, _bits(needs))
 
 
 class GaussianNLLLoss(Function):
@@ -272,7 +335,7 @@ class GaussianNLLLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> Gradients:
         grads, ctx.grads = ctx.grads, None
-        if grads is None or torch.is_grad_enabled():
+        if grads is None or _recording():
             grads = _log_prob_backward(ctx, grad_loss * ctx.grad, ctx.settings)
         else:
             for gradient in grads:
@@ -296,21 +359,32 @@ def _bits(needs: Sequence[bool]) -> int:
     return bits
 
 
+def _unpacked(packed_dim: int, *gaussians: Tensor | None) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    for t in gaussians:
+        if t is not None:
+            tensors.extend(t.chunk(2, packed_dim) if packed_dim >= 0 else (t,))
+    return tensors
+
+
+def _recording() -> bool:
+    """Whether this backward pass will be differentiated, or is transformed."""
+    return torch.is_grad_enabled() or transformed()
+
+
 def _recorded(
-    forward: Callable[..., Any],
-    packed_dim: int,
+    formula: Callable[..., Any],
     inputs: Sequence[Tensor | None],
+    others: Sequence[Any],
     needs: Sequence[bool],
     grad_outputs: Sequence[Tensor | None],
 ) -> Gradients:
-    """Gradients of `inputs` by autograd through `forward`, recorded to be differentiated again."""
-    # Views of their own: one tensor given twice must not get the sum of both gradients twice.
-    leaves = [None if t is None else t.view_as(t) for t in inputs]
-    tensors: list[Tensor] = []
-    for leaf in leaves:
-        if leaf is not None:
-            tensors.extend(leaf.chunk(2, packed_dim) if packed_dim >= 0 else (leaf,))
-    outputs = forward(*tensors)
+    """Gradients of `inputs` by autograd through `formula`, recorded to be differentiated again."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():  # off while `vmap` goes over several upstream gradients
+        # Views of their own: one tensor given twice must not get the sum of both gradients twice.
+        leaves = [None if t is None else t.view_as(t) for t in inputs]
+        outputs = formula(*leaves, *others)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None]
     wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need]
@@ -321,7 +395,7 @@ def _recorded(
             [y for y, _ in pairs],
             [leaf for leaf in wanted if leaf is not None],
             [g for _, g in pairs],
-            create_graph=True,
+            create_graph=create_graph,
             allow_unused=True,
         )
     )

@@ -9,6 +9,7 @@ All values are in nats. In every op:
   "var".
 - Tensors are float32, float64, bfloat16 or float16, of one dtype and device, and broadcast against
   each other; Python numbers and 0-d tensors do too. Arithmetic is float32 (float64 for float64).
+  Under `torch.autocast` dtypes may differ, and the widest is taken; samples have that dtype.
 - Rows that are contiguous pieces (halves of a `chunk`, channels_last, expanded dimensions) are read
   in place.
 - `seed` is an int64 tensor on the input's device, 0-d or one for each index along dimension 0, or
@@ -40,7 +41,15 @@ from ._arguments import (
     log_prob_arguments,
     make_seed,
 )
-from ._functions import GaussianLogProb, GaussianNLLLoss, KLDivergence, Rsample, RsampleKL, apply
+from ._functions import (
+    GaussianLogProb,
+    GaussianNLLLoss,
+    KLDivergence,
+    Rsample,
+    RsampleKL,
+    apply,
+    transformed,
+)
 
 __all__ = [
     "draw_seed",
@@ -230,7 +239,9 @@ def _final_gradients(tensors: tuple[Tensor, Tensor, Tensor | None], shape: torch
         and any(tensor.requires_grad for tensor in given)
         and shape.numel() > 0
         and given[0].dtype != torch.float16
+        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in given)
         and not torch.compiler.is_compiling()
+        and not transformed()
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from . import checkpoint, data
+from . import checkpoint, data, parallel
 from .backend import use_backend
 from .functional import has_kernels
 from .options import SWEEPS, add_arguments
@@ -42,6 +42,11 @@ def main(arguments: argparse.Namespace) -> int:
     0; 1 if the loss became NaN or infinite; 130 if interrupted. What the user can put right exits
     with status 2 and one message, as argparse does.
     """
+    with parallel.joined():
+        return _main(arguments)
+
+
+def _main(arguments: argparse.Namespace) -> int:
     error: Callable[[str], NoReturn] = arguments.error
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
@@ -56,6 +61,7 @@ def main(arguments: argparse.Namespace) -> int:
         folder = _attempt(arguments, "--resume", _latest_run, name)
     else:
         folder = _unused(name)
+    folder = parallel.agreed(folder)
     with ExitStack() as stack:
         if arguments.backend is not None:
             backend = _attempt(arguments, "--backend", use_backend, arguments.backend)
@@ -96,8 +102,11 @@ def _sweep(arguments: argparse.Namespace, name: str, folder: Path) -> None:
         setattr(arguments, name, value)
         run = folder / f"{name}-{value}"
         # Of a sweep that was interrupted, some runs have not begun.
-        runs[value] = _single(arguments, run, arguments.resume and (run / CHECKPOINT).exists())
-    sweep.compare(folder, name, runs)
+        runs[value] = _single(
+            arguments, run, arguments.resume and parallel.agreed((run / CHECKPOINT).exists())
+        )
+    if parallel.rank() == 0:
+        sweep.compare(folder, name, runs)
 
 
 def _single(
@@ -112,7 +121,8 @@ def _single(
     device = _attempt(arguments, "--device", _device, arguments.device)
     trainer = Trainer(settings, dataset.x, device)
     if state is None:
-        _attempt(arguments, "--out", _make, folder)
+        if parallel.rank() == 0:
+            _attempt(arguments, "--out", _make, folder)
     else:
         trainer.load_state_dict(state)
     try:
@@ -125,9 +135,15 @@ def _single(
 
 
 def _run(trainer: Trainer, dataset: data.Dataset, folder: Path, n_samples: int) -> dict[str, Any]:
-    """Train to the last epoch, keeping the files of `folder` up to date, report and draw."""
+    """Train to the last epoch, keeping the files of `folder` up to date, report and draw.
+
+    Of several processes, the first has the files, and says what there is to say.
+    """
     from . import figures
 
+    if parallel.rank() > 0:
+        _train(trainer, dataset.fingerprint(), folder)
+        return {}
     backend = "native" if has_kernels(trainer.train) else "reference"
     print(
         f"training on {len(trainer.train)} examples, {len(trainer.heldout)} held out, "
@@ -160,7 +176,11 @@ def _run(trainer: Trainer, dataset: data.Dataset, folder: Path, n_samples: int) 
 def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
     from tqdm import tqdm
 
+    first = parallel.rank() == 0
+
     def save() -> None:
+        if not first:
+            return
         # metrics.csv is written from the checkpoint's history: a row is never lost or doubled.
         checkpoint.save(folder / CHECKPOINT, {**trainer.state_dict(), "data": fingerprint})
         checkpoint.write_csv(folder / METRICS, COLUMNS, trainer.history)
@@ -168,7 +188,10 @@ def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
     save()  # also before the first epoch, so that there is something to resume
     epochs, done = trainer.settings.epochs, len(trainer.history)
     with tqdm(
-        total=epochs * trainer.steps, initial=done * trainer.steps, unit="step", disable=None
+        total=epochs * trainer.steps,
+        initial=done * trainer.steps,
+        unit="step",
+        disable=None if first else True,
     ) as bar:
         for epoch in range(done + 1, epochs + 1):
             bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
@@ -220,7 +243,7 @@ def _dataset(source: str, state: dict[str, Any] | None) -> data.Dataset:
 
 def _device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return parallel.local_device()
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import parallel
+from .functional import draw_seed
 from .settings import Settings, annealing, build_model
 
 __all__ = ["COLUMNS", "Trainer"]
@@ -36,6 +38,9 @@ class Trainer:
     A tenth of the data, at least one example, is held out. The order of the data and all noise
     follow from the seed and the number of the epoch alone, so that the state at the end of an epoch
     needs no random-number generator to go on from, bit for bit, as if it had never stopped.
+
+    Under torchrun every process has the whole model and the whole data, and computes its share of
+    each batch; all take the same steps.
 
     Args:
         settings: see `Settings`; `data` and `epochs` are the caller's business.
@@ -91,12 +96,16 @@ class Trainer:
         batches = order.split(self.settings.batch_size)
         for step, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
             self._anneal(step + (epoch - 1) * self.steps)
-            output = self.model(self.train[batch], seed=seed)
             self.optimizer.zero_grad()
-            output.loss.backward()
+            if parallel.size() == 1:
+                output = self.model(self.train[batch], seed=seed)
+                output.loss.backward()
+                totals.add(output.kl, output.log_likelihood)
+            else:
+                self._share_step(batch, seed, totals)
             self.optimizer.step()
-            totals.add(output.kl, output.log_likelihood)
             after_step()
+        parallel.add_up(totals.sums)
         row = {
             "epoch": epoch,
             **totals.metrics("train"),
@@ -108,6 +117,22 @@ class Trainer:
             raise FloatingPointError(f"{bad[0]} is {row[bad[0]]} in epoch {epoch}")
         self.history.append(row)
         return row
+
+    def _share_step(self, batch: Tensor, seed: Tensor, totals: _Totals) -> None:
+        """Gradients of a batch whose rows are shared out among processes.
+
+        Every row has its own seed, so that its noise does not depend on how many processes there
+        are. Losses are weighted by rows, as the mean over the whole batch does; what is not a mean
+        over rows (an optimal sigma, a capacity) is each process's own.
+        """
+        own = parallel.own_rows(batch)
+        if len(own):
+            generator = torch.Generator().manual_seed(int(seed))
+            seeds = draw_seed(generator, batch=len(batch)).to(batch.device)
+            output = self.model(self.train[own], seed=parallel.own_rows(seeds))
+            (output.loss * (len(own) / len(batch))).backward()
+            totals.add(output.kl, output.log_likelihood)
+        parallel.add_gradients(list(self.model.parameters()))
 
     def _anneal(self, step: int) -> None:
         if self.annealing is not None:

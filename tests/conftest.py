@@ -15,6 +15,7 @@ except ImportError:  # then its tests are left out
     pass
 else:
     settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+    settings.register_profile("fuzz", max_examples=10_000, deadline=None, print_blob=True)
     settings.load_profile("fixed")
 
 

@@ -1,0 +1,208 @@
+"""Tensors and modules of other kinds: subclasses, meta, fake, pickled, on other devices."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from cases import OPS, Op, op_id
+from models import mlp
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+import fastvae
+
+CPU = torch.device("cpu")
+each_op = pytest.mark.parametrize("op", OPS, ids=op_id)
+
+
+class Tagged(Tensor):
+    """A subclass as PyTorch's documentation has it: what is computed from it is of its kind."""
+
+
+class Recorded(Tensor):
+    """A subclass that sees every function that it is given to."""
+
+    seen: list[str]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        Recorded.seen.append(str(func))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@each_op
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_subclasses_stay_what_they_are(op: Op, backend: str, device: torch.device) -> None:
+    tensors = op.inputs((3, 4), device=device)
+    with fastvae.use_backend(backend):
+        right = op(fastvae, tensors)
+        found = op(fastvae, [t.as_subclass(Tagged) for t in tensors])
+        leaves = [t.clone().as_subclass(Tagged).requires_grad_() for t in tensors]
+        recorded = op(fastvae, leaves)
+        grads = torch.autograd.grad(sum(y.sum() for y in recorded), leaves)
+    for y, value in zip([*found, *recorded], [*right, *right], strict=True):
+        assert type(y) is Tagged
+        assert torch.equal(y.detach().as_subclass(Tensor), value)
+    assert all(g.shape == t.shape for g, t in zip(grads, tensors, strict=True))
+
+
+def test_torch_function_sees_the_op(device: torch.device) -> None:
+    Recorded.seen = []
+    mu = torch.zeros(3, 4, device=device).as_subclass(Recorded)
+    fastvae.rsample_kl(mu, mu)
+    assert any("fastvae.rsample_kl" in name for name in Recorded.seen)
+
+
+def test_a_mode_sees_the_op(device: torch.device) -> None:
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        fastvae.kl_divergence(torch.zeros(3, 4, device=device), 0.0)
+    assert any("fastvae.kl_divergence" in name for name in seen)
+
+
+@each_op
+@pytest.mark.parametrize("grad", [False, True], ids=["no grad", "grad"])
+def test_meta_and_fake_tensors(op: Op, grad: bool, device: torch.device) -> None:
+    """Shapes and dtypes of what would be computed, in 10 terabytes."""
+    small = op(fastvae, op.inputs((3, 4), torch.bfloat16, device=device))
+
+    def check(tensors: list[Tensor]) -> None:
+        leaves = [t.detach().requires_grad_(grad) for t in tensors]
+        outputs = op(fastvae, leaves, seed=None)
+        assert [y.dtype for y in outputs] == [y.dtype for y in small]
+        assert [y.dim() for y in outputs] == [y.dim() for y in small]
+        if grad:
+            grads = torch.autograd.grad(outputs, leaves, [torch.empty_like(y) for y in outputs])
+            assert [g.shape for g in grads] == [t.shape for t in tensors]
+
+    scale = op.scale_shape((1 << 21, 1 << 21))
+    big = [
+        torch.empty(
+            tuple(scale) if name == "logvar" else (1 << 21, 1 << 21),
+            dtype=torch.bfloat16,
+            device="meta",
+        )
+        for name in op.arguments
+    ]
+    if op.function != "rsample" or not op.options:
+        with FakeTensorMode():
+            check([torch.empty(t.shape, dtype=t.dtype, device=device) for t in big])
+    check([torch.empty((3, 4), dtype=torch.bfloat16, device="meta") for _ in op.arguments])
+
+
+def test_modules_can_be_made_on_meta(device: torch.device) -> None:
+    with torch.device("meta"):
+        model, _ = mlp(torch.device("meta"))
+    assert all(p.is_meta for p in model.parameters())
+    right, x = mlp(device)
+    model = model.to_empty(device=device)
+    model.load_state_dict(right.state_dict())
+    assert torch.equal(model(x, seed=1).loss, right(x, seed=1).loss)
+
+
+def test_a_device_context_is_no_obstacle(device: torch.device) -> None:
+    x = torch.zeros(3, 4, device=device)
+    right = fastvae.rsample(x, 0.0, seed=3)
+    with torch.device("meta"):  # where new tensors go, but not those that follow x
+        assert torch.equal(fastvae.rsample(x, 0.0, seed=3), right)
+        assert fastvae.rsample(x, 0.0).device == x.device
+
+
+# ---- Kept and copied -----------------------------------------------------------------------------
+
+MODULES = {
+    "VAE": lambda: mlp(CPU)[0],
+    "IWAE": lambda: mlp(CPU, objective=fastvae.IWAE(3))[0],
+    "DReG": lambda: mlp(CPU, objective=fastvae.DReG(3))[0],
+    "sticking the landing": lambda: mlp(CPU, objective=fastvae.StickingTheLanding(2))[0],
+    "free bits": lambda: mlp(CPU, objective=fastvae.ELBO(fastvae.FreeBits(0.1)))[0],
+    "capacity": lambda: mlp(CPU, objective=fastvae.ELBO(fastvae.Capacity(2.0)))[0],
+    "learned sigma": lambda: mlp(CPU, likelihood=fastvae.LearnedGaussian())[0],
+    "optimal sigma": lambda: mlp(CPU, likelihood=fastvae.OptimalGaussian())[0],
+    "decoded sigma": lambda: mlp(CPU, likelihood=fastvae.HeteroscedasticGaussian(), outputs=2)[0],
+    "Bernoulli": lambda: mlp(CPU, likelihood=fastvae.Bernoulli())[0],
+    "continuous Bernoulli": lambda: mlp(CPU, likelihood=fastvae.ContinuousBernoulli())[0],
+    "Laplace": lambda: mlp(CPU, likelihood=fastvae.Laplace(0.5))[0],
+    "logistic": lambda: mlp(CPU, likelihood=fastvae.DiscretizedLogistic(), outputs=2)[0],
+    "learned prior": lambda: mlp(CPU, prior=fastvae.LearnedGaussianPrior(3))[0],
+    "mixture": lambda: mlp(CPU, prior=fastvae.MixturePrior(4, 3))[0],
+    "Cholesky": lambda: mlp(CPU, params=9, posterior=fastvae.CholeskyGaussian.from_params)[0],
+}
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+def test_pickle_deepcopy_and_state_dict(make: Any) -> None:
+    model, x = make().double(), mlp(CPU)[1]
+    right = model(x, seed=3).loss
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(twin(x, seed=3).loss, right)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = make().double()
+    with torch.no_grad():
+        for p in fresh.parameters():
+            p.zero_()
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(fresh(x, seed=3).loss, right)
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    from importlib.resources import files
+
+    assert files("fastvae").joinpath("py.typed").is_file()
+
+
+# ---- In other frameworks -------------------------------------------------------------------------
+
+
+def test_a_lightning_module() -> None:
+    lightning = pytest.importorskip("lightning")
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Module(lightning.LightningModule):
+        """The whole of it: a VAE is a module whose output has the loss."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            encoder = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4))
+            decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 6))
+            self.vae = fastvae.VAE(encoder, decoder, latent_shape=2)
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            output = self.vae(batch[0])
+            self.log_dict({"rate": output.kl.mean(), "elbo": output.bound.mean()})
+            return output.loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+    lightning.seed_everything(0, verbose=False)
+    x = torch.randn(64, 1) * torch.randn(6)
+    module = Module()
+    with torch.no_grad():
+        before = module.vae(x, seed=0).loss
+    trainer = lightning.Trainer(
+        max_epochs=20,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(TensorDataset(x), batch_size=16))
+    with torch.no_grad():
+        assert module.vae(x, seed=0).loss < before - 0.5
+    assert trainer.callback_metrics["rate"] > 0

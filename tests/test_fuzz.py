@@ -1,0 +1,187 @@
+"""Random calls: the kernels give what the reference gives, or both raise the same error.
+
+`make fuzz` draws 10,000 cases, `make test` a fixed few hundred. A case that failed is kept below as
+an `@example`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from cases import (
+    DTYPES,
+    OPS,
+    PARAMS,
+    Op,
+    assert_accurate,
+    exact,
+    from_logvar,
+    upstream_like,
+)
+from torch import Tensor
+
+import fastvae
+from fastvae import reference
+
+pytest.importorskip("hypothesis")
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+Draw = st.DrawFn
+RARELY = (False,) * 24 + (True,)  # the first is what a case shrinks to
+CASES = max(200, settings().max_examples)
+
+
+@dataclass
+class Case:
+    """A call, and which tensors want a gradient."""
+
+    op: Op
+    tensors: list[Tensor]
+    param: str
+    event_ndim: int | None
+    seed: Any
+    needs: list[bool]
+
+    def __call__(self, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+        return self.op(fastvae, leaves, self.param, event_ndim=self.event_ndim, seed=self.seed)
+
+    def __repr__(self) -> str:
+        lying = [(tuple(t.shape), t.stride(), t.storage_offset(), t.dtype) for t in self.tensors]
+        return (
+            f"{self.op.name}(param={self.param!r}, event_ndim={self.event_ndim}, "
+            f"seed={self.seed!r}, needs={self.needs}, tensors={lying})"
+        )
+
+
+@st.composite
+def laid_out(draw: Draw, t: Tensor) -> Tensor:
+    """The same values, lying in memory in some other way."""
+    order = draw(st.permutations(range(t.dim())))
+    t = t.permute(order).contiguous().permute([order.index(d) for d in range(t.dim())])
+    for d in range(t.dim()):
+        match draw(st.sampled_from(("as it is",) * 4 + ("step", "offset", "expand"))):
+            case "step":
+                t = t.repeat_interleave(2, d)[(slice(None),) * d + (slice(None, None, 2),)]
+            case "offset":
+                t = torch.cat([torch.full_like(t, math.nan), t], d).narrow(
+                    d, t.shape[d], t.shape[d]
+                )
+            case "expand" if t.shape[d] > 1:
+                t = t.narrow(d, 0, 1).expand(t.shape)
+    return t
+
+
+@st.composite
+def cases(draw: Draw) -> Case:
+    op = draw(st.sampled_from(OPS))
+    sizes = st.sampled_from((3, 1, 2, 0, 4, 5, 8, 17, 33))
+    shape = draw(st.lists(sizes, max_size=4))
+    param = draw(st.sampled_from(PARAMS))
+    dtype = draw(st.sampled_from(DTYPES))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    tensors = []
+    for name in op.arguments:
+        size = [n if not draw(st.sampled_from(RARELY)) else 1 for n in shape]
+        if draw(st.sampled_from(RARELY)):
+            size = size[draw(st.integers(0, len(size))) :]
+        if size and draw(st.sampled_from(RARELY + RARELY)):
+            size[-1] += 1  # mostly wrong
+        t = torch.randn(size, generator=generator, dtype=torch.float64)
+        t = from_logvar(t, param) if name.endswith("logvar") else t
+        other = draw(st.sampled_from(DTYPES)) if draw(st.sampled_from(RARELY)) else dtype
+        tensors.append(draw(laid_out(t.to(other))))
+    if draw(st.sampled_from(RARELY)):
+        param = draw(st.sampled_from(("sigma", "", None)))
+    event_ndim = draw(st.sampled_from((None, *range(len(shape) + 1))))
+    if draw(st.sampled_from(RARELY)):
+        event_ndim = draw(st.sampled_from((-1, 9, True)))
+    rows = shape[0] if shape else 3
+    seed = draw(
+        st.sampled_from(
+            (5, -(2**63), 2**63 - 1, torch.tensor(7), torch.arange(rows), torch.arange(rows + 1))
+            + ((2**63, 1.5, torch.tensor(1.0)) if draw(st.sampled_from(RARELY)) else ())
+        )
+    )
+    needs = [draw(st.booleans()) for _ in tensors]
+    return Case(op, tensors, param, event_ndim, seed, needs)
+
+
+def outcome(case: Case, backend: str) -> Exception | list[Tensor]:
+    """Outputs and gradients, or the error."""
+    leaves = [
+        t.detach().requires_grad_(need) for t, need in zip(case.tensors, case.needs, strict=True)
+    ]
+    with fastvae.use_backend(backend):
+        try:
+            outputs = case(leaves)
+        except (TypeError, ValueError) as error:
+            return error
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        if not wanted:
+            return [*outputs]
+        upstream = upstream_like([y.detach() for y in outputs])
+        # The reference's z does not depend on the prior, and does not say that it does.
+        pairs = [(y, g) for y, g in zip(outputs, upstream, strict=True) if y.requires_grad]
+        grads = torch.autograd.grad(
+            [y for y, _ in pairs],
+            wanted,
+            [g for _, g in pairs],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    return [*outputs, *grads]
+
+
+def check(case: Case) -> None:
+    native, plain = outcome(case, "native"), outcome(case, "reference")
+    if isinstance(native, Exception) or isinstance(plain, Exception):
+        assert (type(native), str(native)) == (type(plain), str(plain))
+        return
+    assert [(y.shape, y.dtype) for y in native] == [(y.shape, y.dtype) for y in plain]
+    assert all(y.requires_grad or not z.requires_grad for y, z in zip(native, plain, strict=True))
+    # Not nearer than the reference itself is in its own dtype; `exact` below is strict.
+    loose = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 1e-4, torch.float64: 1e-5}
+    for y, value in zip(native, plain, strict=True):
+        scale = max(1.0, value.detach().double().abs().max().item() if value.numel() else 0.0)
+        torch.testing.assert_close(
+            y.double(), value.double(), rtol=loose[y.dtype], atol=loose[y.dtype] * scale
+        )
+    outputs = native[: len(native) - sum(case.needs)]
+    options = {"event_ndim": case.event_ndim, "seed": case.seed}
+    dtype = case.tensors[0].dtype
+    assert_accurate(outputs, exact(case.op, case.tensors, case.param, **options), dtype)
+    upstream = upstream_like([y.detach() for y in outputs])
+    right = exact(case.op, case.tensors, case.param, **options, upstream=upstream)
+    chosen = [k for k, need in enumerate(case.needs) if need]
+    right = type(right)(
+        tuple(right.values[k] for k in chosen), tuple(right.magnitudes[k] for k in chosen)
+    )
+    assert_accurate(native[len(outputs) :], right, dtype)
+
+
+@settings(max_examples=CASES)
+@given(cases())
+def test_native_is_reference(case: Case) -> None:
+    check(case)
+
+
+def test_a_slightly_wrong_sigma_is_found() -> None:
+    """The negative control."""
+    sigma = reference.sigma
+
+    @settings(max_examples=200, database=None, phases=[Phase.generate])
+    @given(cases())
+    def search(case: Case) -> None:
+        check(case)
+
+    with (
+        mock.patch.object(reference, "sigma", lambda s, param: 1.0001 * sigma(s, param)),
+        pytest.raises(AssertionError),
+    ):
+        search()
