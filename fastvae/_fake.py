@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -256,6 +258,21 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
     return None
 
 
+def _on_one_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The dispatcher comes here if one tensor is meta, whatever the others are."""
+
+    @functools.wraps(function)
+    def checked(*arguments: Any) -> Any:
+        devices = {str(t.device) for t in arguments if isinstance(t, Tensor)}
+        torch._check(
+            len(devices) == 1,
+            lambda: f"fastvae.{function.__name__}: tensors on {sorted(devices)}; want one device",
+        )
+        return function(*arguments)
+
+    return checked
+
+
 for _function in (
     rsample,
     rsample_backward,
@@ -269,4 +286,4 @@ for _function in (
     scale_,
 ):
     if hasattr(torch.ops.fastvae, _function.__name__):  # absent without a binary
-        torch.library.register_fake(f"fastvae::{_function.__name__}", _function)
+        torch.library.register_fake(f"fastvae::{_function.__name__}", _on_one_device(_function))
