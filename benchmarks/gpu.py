@@ -30,7 +30,7 @@ import torch
 import fastvae
 from fastvae.bench import check, inputs, machine, peers
 from fastvae.bench.cases import DTYPES, OPS, Case, Shape
-from fastvae.checkpoint import write_atomically
+from fastvae.checkpoint import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("tests", "sanitizer", "kernels", "bench")
@@ -332,8 +332,8 @@ def main() -> int:
             document["kernels"] = run_kernels(arguments.rounds, arguments.directions)
         else:
             document |= run_bench(logs)
-        write_atomically(old, (json.dumps(document, indent=1) + "\n").encode())
-        write_atomically(folder / "gpu.md", markdown(document).encode())
+        write_json(old, document)
+        write_text(folder / "gpu.md", markdown(document))
     print(f"results  {old}\ntable    {folder / 'gpu.md'}")
     results = [r for name in ("tests", "sanitizer") for _, r in _results(name, document.get(name))]
     return int(any(r["status"] for r in results) or not document["noise_bits_equal"])
