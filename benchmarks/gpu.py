@@ -30,7 +30,7 @@ import torch
 import fastvae
 from fastvae.bench import check, inputs, machine, peers
 from fastvae.bench.cases import DTYPES, OPS, Case, Shape
-from fastvae.checkpoint import write_atomically
+from fastvae.checkpoint import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("tests", "sanitizer", "kernels", "bench")
@@ -169,7 +169,8 @@ def kernels_of(function: Callable[[], Any]) -> int | None:
     with torch.profiler.profile(activities=activities) as profile:
         function()
         torch.cuda.synchronize()
-    events = [e for e in profile.events() if not e.name.startswith(("cuda", "Mem", "Activity"))]
+    others = ("cuda", "cuLaunch", "Mem", "Activity")  # calls of the runtime, copies, its own events
+    events = [e for e in profile.events() if not e.name.startswith(others)]
     return len(events) or None
 
 
@@ -331,8 +332,8 @@ def main() -> int:
             document["kernels"] = run_kernels(arguments.rounds, arguments.directions)
         else:
             document |= run_bench(logs)
-        write_atomically(old, (json.dumps(document, indent=1) + "\n").encode())
-        write_atomically(folder / "gpu.md", markdown(document).encode())
+        write_json(old, document)
+        write_text(folder / "gpu.md", markdown(document))
     print(f"results  {old}\ntable    {folder / 'gpu.md'}")
     results = [r for name in ("tests", "sanitizer") for _, r in _results(name, document.get(name))]
     return int(any(r["status"] for r in results) or not document["noise_bits_equal"])
