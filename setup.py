@@ -18,10 +18,8 @@ ARCHS = ("8.0", "9.0", "10.0", "12.0")  # 8.0 serves 8.6 and 8.9 too
 X86 = ["-DFASTVAE_X86"] if platform.machine().lower() in ("x86_64", "amd64") else []
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "dq", "bw", "vl")), "-mprefer-vector-width=512"]
-AVX512 += [
-    "-Wno-uninitialized",
-    "-Wno-maybe-uninitialized",
-]  # of gcc's own header, https://gcc.gnu.org/PR105593
+# Of gcc's own header, https://gcc.gnu.org/PR105593
+AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 FILE_FLAGS = {"avx2": AVX2, "avx512": AVX512, "baseline": ["-O1"]} if X86 else {}  # -O3: no gain
 
 

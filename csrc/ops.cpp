@@ -107,13 +107,18 @@ Four rsample_kl_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tens
 }
 
 // Without a tensor `logvar`, the number `scale` stands for it.
-Tensor gaussian_log_prob(const Tensor& x, const Tensor& mean, const OptionalTensor& logvar,
-                         double scale, int64_t param, int64_t event_ndim) {
-  Call call("gaussian_log_prob", param);
+void log_prob_operands(Call& call, const Tensor& x, const Tensor& mean,
+                       const OptionalTensor& logvar, double scale, int64_t event_ndim) {
   call.input("x", x);
   call.input("mean", mean);
   logvar ? call.input("logvar", *logvar) : call.constant(scale);
   call.rows(event_ndim);
+}
+
+Tensor gaussian_log_prob(const Tensor& x, const Tensor& mean, const OptionalTensor& logvar,
+                         double scale, int64_t param, int64_t event_ndim) {
+  Call call("gaussian_log_prob", param);
+  log_prob_operands(call, x, mean, logvar, scale, event_ndim);
   Tensor log_prob = call.value();
   call.run<GaussianLogProb::Forward>();
   return log_prob;
@@ -123,10 +128,7 @@ Three gaussian_log_prob_backward(const Tensor& grad_log_prob, const Tensor& x, c
                                  const OptionalTensor& logvar, double scale, int64_t param,
                                  int64_t event_ndim, int64_t needs) {
   Call call("gaussian_log_prob_backward", param);
-  call.input("x", x);
-  call.input("mean", mean);
-  logvar ? call.input("logvar", *logvar) : call.constant(scale);
-  call.rows(event_ndim);
+  log_prob_operands(call, x, mean, logvar, scale, event_ndim);
   call.grad_value(grad_log_prob);
   const Gradients grads = call.gradients(3, needs);
   call.run<GaussianLogProb::Backward>();
@@ -138,10 +140,7 @@ Four gaussian_log_prob_with_grad(const Tensor& grad_log_prob, const Tensor& x, c
                                  const OptionalTensor& logvar, double scale, int64_t param,
                                  int64_t event_ndim, int64_t needs) {
   Call call("gaussian_log_prob_with_grad", param);
-  call.input("x", x);
-  call.input("mean", mean);
-  logvar ? call.input("logvar", *logvar) : call.constant(scale);
-  call.rows(event_ndim);
+  log_prob_operands(call, x, mean, logvar, scale, event_ndim);
   call.grad_value(grad_log_prob);
   const Gradients grads = call.gradients(3, needs);
   if (call.sums_gradients_on_gpu()) {  // where a loop sums either those or values
