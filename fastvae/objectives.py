@@ -14,7 +14,7 @@ All bounds are lower bounds of ln p(x), in nats, of one example.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -129,23 +129,15 @@ class ELBO:
         return VAEOutput(loss, log_likelihood - kl, log_likelihood, kl, z, decoded)
 
 
-@dataclasses.dataclass
-class StickingTheLanding:
-    """mean_k ln w_k, with the parameters phi of q constant inside ln q(z | x; phi).
+class _Weighted:
+    """A loss that is a bound on ln p(x) made of the log-weights of K samples."""
 
-    Its value is that of the Monte Carlo ELBO. Its gradient by phi is the path derivative
-    mean_k (d ln w_k / dz_k) (dz_k / dphi) alone: the score term, whose mean is 0, is left out, and
-    so is its variance, which is all of the variance where q is the exact posterior (Roeder, Wu &
-    Duvenaud 2017, "Sticking the landing").
+    samples: int
+    path_derivative: ClassVar[bool] = False
 
-    Args:
-        samples: K.
-
-    Raises:
-        ValueError: `samples` below 1.
-    """
-
-    samples: int = 1
+    def bound(self, weights: LogWeights) -> Tensor:
+        """One value an example."""
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
         _check_samples(self.samples)
@@ -164,15 +156,41 @@ class StickingTheLanding:
             x,
             self.samples,
             condition,
-            path_derivative=True,
+            path_derivative=self.path_derivative,
             seed=seed,
             generator=generator,
         )
-        return _importance_output(weights, weights.total.mean(0))
+        bound = self.bound(weights)
+        log_likelihood, kl = weights.log_likelihood.mean(0), -weights.log_ratio.mean(0)
+        return VAEOutput(-bound.mean(), bound, log_likelihood, kl, weights.z, weights.decoded)
 
 
 @dataclasses.dataclass
-class IWAE:
+class StickingTheLanding(_Weighted):
+    """mean_k ln w_k, with the parameters phi of q constant inside ln q(z | x; phi).
+
+    Its value is that of the Monte Carlo ELBO. Its gradient by phi is the path derivative
+    mean_k (d ln w_k / dz_k) (dz_k / dphi) alone: the score term, whose mean is 0, is left out, and
+    so is its variance, which is all of the variance where q is the exact posterior (Roeder, Wu &
+    Duvenaud 2017, "Sticking the landing").
+
+    Args:
+        samples: K.
+
+    Raises:
+        ValueError: `samples` below 1.
+    """
+
+    samples: int = 1
+
+    path_derivative: ClassVar[bool] = True
+
+    def bound(self, weights: LogWeights) -> Tensor:
+        return weights.total.mean(0)
+
+
+@dataclasses.dataclass
+class IWAE(_Weighted):
     """ln 1/K sum_k w_k, a bound that rises with K towards ln p(x) (Burda, Grosse & Salakhutdinov
     2016, "Importance weighted autoencoders").
 
@@ -188,24 +206,12 @@ class IWAE:
 
     samples: int = 50
 
-    def __post_init__(self) -> None:
-        _check_samples(self.samples)
-
-    def __call__(
-        self,
-        model: VAE,
-        x: Tensor,
-        condition: Any = None,
-        *,
-        seed: Tensor | int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> VAEOutput:
-        weights = log_weights(model, x, self.samples, condition, seed=seed, generator=generator)
-        return _importance_output(weights, log_mean_exp(weights.total))
+    def bound(self, weights: LogWeights) -> Tensor:
+        return log_mean_exp(weights.total)
 
 
 @dataclasses.dataclass
-class DReG:
+class DReG(_Weighted):
     """The IWAE bound, with the encoder's gradient doubly reparameterized (Tucker, Lawson, Gu &
     Maddison 2019, "Doubly reparameterized gradient estimators for Monte Carlo objectives"):
 
@@ -223,38 +229,15 @@ class DReG:
 
     samples: int = 50
 
-    def __post_init__(self) -> None:
-        _check_samples(self.samples)
+    path_derivative: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        model: VAE,
-        x: Tensor,
-        condition: Any = None,
-        *,
-        seed: Tensor | int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> VAEOutput:
-        weights = log_weights(
-            model,
-            x,
-            self.samples,
-            condition,
-            path_derivative=True,
-            seed=seed,
-            generator=generator,
-        )
+    def bound(self, weights: LogWeights) -> Tensor:
         if weights.z.requires_grad:
             # The bound's own gradient brings one factor v to z; the encoder is owed a second.
             v = torch.softmax(weights.total.detach(), 0)
             v = v.reshape(*v.shape, *(1,) * (weights.z.dim() - 2)).to(weights.z.dtype)
             weights.z.register_hook(lambda grad: grad * v)
-        return _importance_output(weights, log_mean_exp(weights.total))
-
-
-def _importance_output(weights: LogWeights, bound: Tensor) -> VAEOutput:
-    log_likelihood, kl = weights.log_likelihood.mean(0), -weights.log_ratio.mean(0)
-    return VAEOutput(-bound.mean(), bound, log_likelihood, kl, weights.z, weights.decoded)
+        return log_mean_exp(weights.total)
 
 
 def _check_samples(samples: int) -> None:
