@@ -323,16 +323,22 @@ def test_a_disturbed_case_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "disturbed: others used" in report.line(impatient, ())
 
 
-def test_memory_is_kept() -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("function", "elements"), [("settle_malloc", 2**20), ("keep_memory", 2**24)]
+)
+def test_memory_is_kept(function: str, elements: int) -> None:
+    code = f"""
 import resource, torch
 from fastvae.bench import machine
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
+    for _ in range(5):
+        outputs = [torch.ones({elements}) for _ in range(3)]
+        del outputs
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 without = min(faults() for _ in range(4))
-machine.keep_memory()
+machine.{function}()
+faults()
 print(without, min(faults() for _ in range(4)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

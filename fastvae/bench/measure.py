@@ -94,6 +94,7 @@ def measure(
     say: Callable[[str], None] = lambda text: None,
 ) -> Measurement:
     """Check and time fastvae and the `wanted` peers. `say` is told what is being done."""
+    machine.settle_malloc()
     with machine.use_threads(case.threads):
         inputs = make_inputs(case, machine.cache_bytes(case.device), warm=effort.warm)
         found = Measurement(case, inputs.in_cache)
