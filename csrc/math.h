@@ -13,6 +13,9 @@
 //   expm1             1.5    2.5      all
 //   e^t - 1 - t       8      10       all; relative error holds down to t = 0
 //   log               1.0    1.0      all; NaN below 0
+//   log1p             1.5    1.0      0 ... 1
+//   softplus          2.0    2.0      all
+//   sigmoid           2.0    2.0      all
 #pragma once
 
 #include <cstdint>
@@ -165,6 +168,7 @@ struct Constants<float> {
   static constexpr float exp_max = 88.73f;   // overflows; 2^n with n = 128 does so in half
   static constexpr float exp_min = -105.0f;  // e^-105 is 0
   static constexpr float sqrt_half = 0x1.6a09e6p-1f;
+  static constexpr float sqrt_two_minus_one = 0x1.a8279ap-2f;
   static constexpr float smallest_normal = 0x1p-126f;
   static constexpr float infinity = __builtin_inff();
   static constexpr float nan = __builtin_nanf("");
@@ -181,6 +185,7 @@ struct Constants<double> {
   static constexpr double exp_max = 709.79;
   static constexpr double exp_min = -746.0;
   static constexpr double sqrt_half = 0x1.6a09e667f3bcdp-1;
+  static constexpr double sqrt_two_minus_one = 0x1.a827999fcef32p-2;
   static constexpr double smallest_normal = 0x1p-1022;
   static constexpr double infinity = __builtin_inf();
   static constexpr double nan = __builtin_nan("");
@@ -318,6 +323,27 @@ FASTVAE_INLINE V log(V x) {
   y = select(x == V(C::infinity), x, y);
   y = select(x == V(0), V(-C::infinity), y);
   return select((x < V(0)) | (x != x), V(C::nan), y);
+}
+
+// ln(1 + u) for 0 <= u <= 1, which is (1 + f) 2^e for an f that takes no sum with a small u.
+template <class V>
+FASTVAE_INLINE V log1p(V u) {
+  const auto large = u > V(Constants<Real<V>>::sqrt_two_minus_one);
+  return log_of_parts(select(large, fma(V(0.5), u, V(-0.5)), u), select(large, V(1), V(0)));
+}
+
+// ---- Softplus and sigmoid -----------------------------------------------------------------------
+
+template <class V>
+struct Softplus {
+  V value;    // ln(1 + e^t)
+  V sigmoid;  // 1 / (1 + e^-t), its derivative
+};
+
+template <class V>
+FASTVAE_INLINE Softplus<V> softplus(V t) {
+  const V u = exp(at_most(V(0) - t, t)).exp;  // e^-|t|
+  return {at_least(V(0), t) + log1p(u), select(t < V(0), u, V(1)) / (V(1) + u)};
 }
 
 // ---- sin and cos of pi x, |x| <= 1/4 ------------------------------------------------------------

@@ -56,17 +56,26 @@ py::tuple box_muller(uint32_t a, uint32_t b) {
   return py::make_tuple(pair.first, pair.second);
 }
 
-// e^t, e^t - 1, e^t - 1 - t and ln t of every element.
+// The functions of math.h of every element, in the order of tests/test_math.py.
 template <class R>
-py::tuple elementary(const py::array_t<R, py::array::c_style>& t) {
-  py::array_t<R> out[4] = {py::array_t<R>(t.size()), py::array_t<R>(t.size()),
-                           py::array_t<R>(t.size()), py::array_t<R>(t.size())};
-  for (py::ssize_t i = 0; i < t.size(); ++i) {
-    const fastvae::Exp<R> e = fastvae::exp(t.data()[i]);
-    const R values[4] = {e.exp, e.expm1, e.tail, fastvae::log(t.data()[i])};
-    for (int k = 0; k < 4; ++k) out[k].mutable_data()[i] = values[k];
+py::list elementary(const py::array_t<R, py::array::c_style>& t) {
+  constexpr int kFunctions = 7;
+  py::list out;
+  R* to[kFunctions];
+  for (R*& values : to) {
+    py::array_t<R> array(t.size());
+    values = array.mutable_data();
+    out.append(array);
   }
-  return py::make_tuple(out[0], out[1], out[2], out[3]);
+  for (py::ssize_t i = 0; i < t.size(); ++i) {
+    const R x = t.data()[i];
+    const fastvae::Exp<R> e = fastvae::exp(x);
+    const fastvae::Softplus<R> s = fastvae::softplus(x);
+    const R values[kFunctions] = {e.exp,   e.expm1,   e.tail,           fastvae::log(x),
+                                  s.value, s.sigmoid, fastvae::log1p(x)};
+    for (int k = 0; k < kFunctions; ++k) to[k][i] = values[k];
+  }
+  return out;
 }
 
 }  // namespace
@@ -79,6 +88,6 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("_philox_words", &philox_words, "Philox4x32-10 of a counter and a key.");
   m.def("_box_muller", &box_muller, "Two words to two normals.");
-  m.def("_elementary_float", &elementary<float>, "exp, expm1, exp(t) - 1 - t, log.");
-  m.def("_elementary_double", &elementary<double>, "exp, expm1, exp(t) - 1 - t, log.");
+  m.def("_elementary_float", &elementary<float>, "The functions of math.h.");
+  m.def("_elementary_double", &elementary<double>, "The functions of math.h.");
 }

@@ -11,12 +11,12 @@ from fastvae import _C
 
 mpmath = pytest.importorskip("mpmath")
 
-FUNCTIONS = ("exp", "expm1", "exp_tail", "log")
+FUNCTIONS = ("exp", "expm1", "exp_tail", "log", "softplus", "sigmoid", "log1p")
 BOUNDS = {  # units in the last place
-    np.float32: dict(zip(FUNCTIONS, (1.0, 1.5, 8.0, 1.0), strict=True)),
-    np.float64: dict(zip(FUNCTIONS, (1.0, 2.5, 10.0, 1.0), strict=True)),
+    np.float32: dict(zip(FUNCTIONS, (1.0, 1.5, 8.0, 1.0, 2.0, 2.0, 1.5), strict=True)),
+    np.float64: dict(zip(FUNCTIONS, (1.0, 2.5, 10.0, 1.0, 2.0, 2.0, 1.0), strict=True)),
 }
-DOORS: dict[type, Callable[[np.ndarray], tuple[np.ndarray, ...]]] = {
+DOORS: dict[type, Callable[[np.ndarray], list[np.ndarray]]] = {
     np.float32: _C._elementary_float,
     np.float64: _C._elementary_double,
 }
@@ -25,6 +25,9 @@ RIGHT: dict[str, Callable[[mpmath.mpf], mpmath.mpf]] = {
     "expm1": mpmath.expm1,
     "exp_tail": lambda t: mpmath.expm1(t) - t,
     "log": mpmath.log,
+    "softplus": lambda t: mpmath.log1p(mpmath.exp(t)),
+    "sigmoid": lambda t: 1 / (1 + mpmath.exp(-t)),
+    "log1p": mpmath.log1p,
 }
 each_real = pytest.mark.parametrize("real", DOORS, ids=lambda real: real.__name__)
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
@@ -44,6 +47,10 @@ def domain(name: str, real: type) -> np.ndarray:
         subnormal = float(info.smallest_subnormal) * rng.integers(1, 2**20, 500)
         edges = np.array([0.5**0.5, 2**0.5, 1, float(info.tiny), float(info.max)])
         x = np.concatenate([2.0**exponents, near_one, subnormal, edges])
+    elif name == "log1p":
+        small = 2.0 ** rng.uniform(np.log2(float(info.smallest_subnormal)), 0, 3000)
+        edges = np.array([0, 1, 2**0.5 - 1, float(info.smallest_subnormal)])
+        x = np.concatenate([rng.uniform(0, 1, 4000), small, edges])
     else:
         bottom, top = np.log(float(info.tiny)), np.log(float(info.max))
         tiny = 10.0 ** rng.uniform(-15 if real is np.float32 else -100, 0, 3000)
@@ -106,6 +113,8 @@ def test_special_values(real: type) -> None:
         "expm1": [0, 0, inf, -1, nan, inf, -1, tiny, -tiny],
         "exp_tail": [0, 0, inf, inf, nan, inf, huge, 0, 0],
         "log": [-inf, -inf, inf, nan, nan, np.log(huge), nan, np.log(tiny), nan],
+        "softplus": [np.log(2), np.log(2), inf, 0, nan, huge, 0, np.log(2), np.log(2)],
+        "sigmoid": [0.5, 0.5, 1, 0, nan, 1, 0, 0.5, 0.5],
     }
     for name, right in special.items():
         np.testing.assert_allclose(
