@@ -47,10 +47,16 @@ int32_t device_type_of(const Tensor& tensor) {
 
 // ---- Operands -----------------------------------------------------------------------------------
 
-Call::Call(const char* op, int64_t param) : op_(op) {
+Call::Call(const char* op, int64_t param, const OptionalBound& bound) : op_(op) {
   constexpr ScaleForm forms[] = {{true, 0.5f}, {true, 1.0f}, {false, 1.0f}, {false, 0.5f}};
   if (param < 0 || param > 3) fail("param is " + std::to_string(param) + ", want 0 ... 3");
   plan_.scale = forms[param];
+  if (!bound) return;
+  if (bound->size() != 3 || !((*bound)[0] >= 0 && (*bound)[0] < int(Bounding::none)))
+    fail("bound is not a kind, 0 ... 2, with its two ends");
+  plan_.scale.bounding = Bounding(int((*bound)[0]));
+  plan_.scale.low = (*bound)[1];
+  plan_.scale.high = (*bound)[2];
 }
 
 void Call::fail(const std::string& message) const {

@@ -1,7 +1,7 @@
 // One call of an op: its operands are checked, broadcast and collapsed to a Plan, its outputs
 // allocated, its kernel chosen by device, instruction set and type. Written once for all ops.
 //
-//   Call call("rsample_kl", param);
+//   Call call("rsample_kl", param, bound);
 //   call.gaussian("mu", mu, "logvar", logvar, packed_dim);  // inputs, in the order of the struct
 //   call.noise(seed);
 //   call.rows(event_ndim);
@@ -16,6 +16,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "dims.h"
 #include "formulas.h"
@@ -25,6 +26,7 @@ namespace fastvae {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using OptionalBound = std::optional<std::vector<double>>;
 using Gradients = InlineVector<Tensor, kMaxOutputs>;
 
 // The position of `Op` in `Steps`.
@@ -37,7 +39,7 @@ constexpr int index_in(List<Ops...>) {
 
 class Call {
  public:
-  Call(const char* op, int64_t param);
+  Call(const char* op, int64_t param, const OptionalBound& bound = std::nullopt);
 
   void input(const char* name, const Tensor& tensor);
   void constant(double value);

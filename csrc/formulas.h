@@ -18,7 +18,44 @@
 namespace fastvae {
 inline namespace FASTVAE_TARGET {
 
+// s as a bound leaves it.
+template <class V>
+struct Bounded {
+  V s;
+  V slope;  // its derivative by s
+};
+
 struct Scale : ScaleForm {
+  // Soft, with high' = high - softplus(high - s): low + softplus(high' - low). What softplus is
+  // above max(t, 0) is all that is added, so that s far from both ends keeps its digits.
+  template <class V>
+  FASTVAE_INLINE Bounded<V> bounded(V s) const {
+    if (bounding == Bounding::none) return {s, V(1)};
+    const V floor = V(Real<V>(low)), ceiling = V(Real<V>(high));
+    if (bounding == Bounding::soft) {
+      V slope(1);
+      if (high < Constants<double>::infinity) {
+        const Softplus<V> below = softplus(ceiling - s);
+        s = at_most(ceiling, s) - below.tail;
+        slope = below.sigmoid;
+      }
+      if (low > -Constants<double>::infinity) {
+        const Softplus<V> above = softplus(s - floor);
+        s = at_least(floor, s) + above.tail;
+        slope = slope * above.sigmoid;
+      }
+      return {s, slope};
+    }
+    const V hard_slope = select((s >= floor) & (ceiling >= s), V(1), V(0));
+    return {at_least(floor, at_most(ceiling, s)), bounding == Bounding::hard ? hard_slope : V(1)};
+  }
+  // The gradient by s, from that by s within the bound. Beyond a hard end it is 0, as torch.clamp's
+  // is, even where the other has overflowed.
+  template <class V>
+  FASTVAE_INLINE V bounded_backward(V slope, V grad) const {
+    return bounding == Bounding::hard ? select(slope == V(0), V(0), grad) : grad * slope;
+  }
+
   template <class V>
   FASTVAE_INLINE V log_sigma(V s) const {
     return V(factor) * (logarithmic ? s : log(s));
@@ -72,6 +109,7 @@ struct Step {
   bool value = false;
   bool row_grad = false;
   int scale_input = 0;  // > 0: this input, s, is often one number, and the loop looks out for that
+  int bounded_input = 0;  // > 0: the loop passes this input, s, and its gradient through the bound
 };
 
 // The inputs of a step backward are those of its step forward, then the gradient of z if there is a
@@ -81,7 +119,7 @@ struct Step {
 
 struct Rsample {
   struct Forward {
-    static constexpr Step step{.inputs = 2, .outputs = 1, .noise = true};
+    static constexpr Step step{.inputs = 2, .outputs = 1, .noise = true, .bounded_input = 1};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[2], V, V eps, V (&out)[1]) {
       const auto& [mu, s] = in;
@@ -90,7 +128,7 @@ struct Rsample {
     }
   };
   struct Backward {
-    static constexpr Step step{.inputs = 3, .outputs = 2, .noise = true};
+    static constexpr Step step{.inputs = 3, .outputs = 2, .noise = true, .bounded_input = 1};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V, V eps, V (&out)[2]) {
       const V &s = in[1], &grad_z = in[2];
@@ -157,14 +195,14 @@ FASTVAE_INLINE V kl_backward(Scale scale, V grad_kl, const V (&qp)[4], V (&grad)
 template <int N>
 struct KLDivergence {
   struct Forward {
-    static constexpr Step step{.inputs = N, .outputs = 0, .value = true};
+    static constexpr Step step{.inputs = N, .outputs = 0, .value = true, .bounded_input = 1};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V, V, V (&)[1]) {
       return kl(scale, in).value;
     }
   };
   struct Backward {
-    static constexpr Step step{.inputs = N, .outputs = N, .row_grad = true};
+    static constexpr Step step{.inputs = N, .outputs = N, .row_grad = true, .bounded_input = 1};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V grad_kl, V, V (&out)[N]) {
       kl_backward(scale, grad_kl, in, out);
@@ -178,7 +216,8 @@ struct KLDivergence {
 template <int N>
 struct RsampleKL {
   struct Forward {
-    static constexpr Step step{.inputs = N, .outputs = 1, .noise = true, .value = true};
+    static constexpr Step step{
+        .inputs = N, .outputs = 1, .noise = true, .value = true, .bounded_input = 1};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V, V eps, V (&out)[1]) {
       const auto [divergence, sigma] = kl(scale, in);
@@ -187,7 +226,8 @@ struct RsampleKL {
     }
   };
   struct Backward {
-    static constexpr Step step{.inputs = N + 1, .outputs = N, .noise = true, .row_grad = true};
+    static constexpr Step step{
+        .inputs = N + 1, .outputs = N, .noise = true, .row_grad = true, .bounded_input = 1};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N + 1], V grad_kl, V eps,
                                   V (&out)[N]) {
@@ -207,7 +247,8 @@ struct RsampleKL {
 
 struct GaussianLogProb {
   struct Forward {
-    static constexpr Step step{.inputs = 3, .outputs = 0, .value = true, .scale_input = 2};
+    static constexpr Step step{
+        .inputs = 3, .outputs = 0, .value = true, .scale_input = 2, .bounded_input = 2};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V, V, V (&)[1]) {
       const auto& [x, mean, s] = in;
@@ -217,7 +258,8 @@ struct GaussianLogProb {
     }
   };
   struct Backward {
-    static constexpr Step step{.inputs = 3, .outputs = 3, .row_grad = true, .scale_input = 2};
+    static constexpr Step step{
+        .inputs = 3, .outputs = 3, .row_grad = true, .scale_input = 2, .bounded_input = 2};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V grad_log_prob, V, V (&out)[3]) {
       const auto& [x, mean, s] = in;
@@ -232,8 +274,12 @@ struct GaussianLogProb {
   };
   // Both in one pass, for a loss that ends here, so that the upstream gradient is known already.
   struct ForwardBackward {
-    static constexpr Step step{
-        .inputs = 3, .outputs = 3, .value = true, .row_grad = true, .scale_input = 2};
+    static constexpr Step step{.inputs = 3,
+                               .outputs = 3,
+                               .value = true,
+                               .row_grad = true,
+                               .scale_input = 2,
+                               .bounded_input = 2};
     template <class V>
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V grad_log_prob, V eps,
                                   V (&out)[3]) {

@@ -337,13 +337,15 @@ FASTVAE_INLINE V log1p(V u) {
 template <class V>
 struct Softplus {
   V value;    // ln(1 + e^t)
+  V tail;     // ln(1 + e^-|t|), by which that is above max(t, 0)
   V sigmoid;  // 1 / (1 + e^-t), its derivative
 };
 
 template <class V>
 FASTVAE_INLINE Softplus<V> softplus(V t) {
   const V u = exp(at_most(V(0) - t, t)).exp;  // e^-|t|
-  return {at_least(V(0), t) + log1p(u), select(t < V(0), u, V(1)) / (V(1) + u)};
+  const V tail = log1p(u);
+  return {at_least(V(0), t) + tail, tail, select(t < V(0), u, V(1)) / (V(1) + u)};
 }
 
 // ---- sin and cos of pi x, |x| <= 1/4 ------------------------------------------------------------

@@ -3,6 +3,7 @@
 // In all of them `param` is 0 logvar, 1 log_std, 2 std, 3 var; a Gaussian whose second tensor is
 // none is packed, its halves lying along `packed_dim`; `needs` has bit i set if the gradient of the
 // i-th differentiable argument is wanted, and what is not wanted comes back undefined (None).
+// `bound` is none, or applies to `logvar`: 0 hard, 1 soft or 2 straight-through, low, high.
 #include <torch/csrc/stable/library.h>
 
 #include <stdexcept>
@@ -34,8 +35,9 @@ int gaussians(Call& call, const Tensor& mu, const OptionalTensor& logvar,
 }
 
 Tensor rsample(const Tensor& mu, const OptionalTensor& logvar, const Tensor& seed, int64_t param,
-               int64_t packed_dim, const std::vector<int64_t>& sample_shape) {
-  Call call("rsample", param);
+               int64_t packed_dim, const std::vector<int64_t>& sample_shape,
+               const OptionalBound& bound) {
+  Call call("rsample", param, bound);
   call.gaussian("mu", mu, "logvar", logvar, packed_dim);
   call.noise(seed, to_dims(sample_shape));
   Tensor z = call.output();
@@ -45,8 +47,9 @@ Tensor rsample(const Tensor& mu, const OptionalTensor& logvar, const Tensor& see
 
 Two rsample_backward(const Tensor& grad_z, const Tensor& mu, const OptionalTensor& logvar,
                      const Tensor& seed, int64_t param, int64_t packed_dim,
-                     const std::vector<int64_t>& sample_shape, int64_t needs) {
-  Call call("rsample_backward", param);
+                     const std::vector<int64_t>& sample_shape, int64_t needs,
+                     const OptionalBound& bound) {
+  Call call("rsample_backward", param, bound);
   call.gaussian("mu", mu, "logvar", logvar, packed_dim);
   call.grad_output(grad_z);
   call.noise(seed, to_dims(sample_shape));
@@ -57,8 +60,8 @@ Two rsample_backward(const Tensor& grad_z, const Tensor& mu, const OptionalTenso
 
 Tensor kl_divergence(const Tensor& mu, const OptionalTensor& logvar, const OptionalTensor& prior_mu,
                      const OptionalTensor& prior_logvar, int64_t param, int64_t packed_dim,
-                     int64_t event_ndim) {
-  Call call("kl_divergence", param);
+                     int64_t event_ndim, const OptionalBound& bound) {
+  Call call("kl_divergence", param, bound);
   const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
   call.rows(event_ndim);
   Tensor kl = call.value();
@@ -68,8 +71,9 @@ Tensor kl_divergence(const Tensor& mu, const OptionalTensor& logvar, const Optio
 
 Four kl_divergence_backward(const Tensor& grad_kl, const Tensor& mu, const OptionalTensor& logvar,
                             const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
-                            int64_t param, int64_t packed_dim, int64_t event_ndim, int64_t needs) {
-  Call call("kl_divergence_backward", param);
+                            int64_t param, int64_t packed_dim, int64_t event_ndim, int64_t needs,
+                            const OptionalBound& bound) {
+  Call call("kl_divergence_backward", param, bound);
   const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
   call.rows(event_ndim);
   call.grad_value(grad_kl);
@@ -80,8 +84,8 @@ Four kl_divergence_backward(const Tensor& grad_kl, const Tensor& mu, const Optio
 
 Two rsample_kl(const Tensor& mu, const OptionalTensor& logvar, const OptionalTensor& prior_mu,
                const OptionalTensor& prior_logvar, const Tensor& seed, int64_t param,
-               int64_t packed_dim, int64_t event_ndim) {
-  Call call("rsample_kl", param);
+               int64_t packed_dim, int64_t event_ndim, const OptionalBound& bound) {
+  Call call("rsample_kl", param, bound);
   const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
   call.noise(seed);
   call.rows(event_ndim);
@@ -94,8 +98,9 @@ Two rsample_kl(const Tensor& mu, const OptionalTensor& logvar, const OptionalTen
 Four rsample_kl_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& mu,
                          const OptionalTensor& logvar, const OptionalTensor& prior_mu,
                          const OptionalTensor& prior_logvar, const Tensor& seed, int64_t param,
-                         int64_t packed_dim, int64_t event_ndim, int64_t needs) {
-  Call call("rsample_kl_backward", param);
+                         int64_t packed_dim, int64_t event_ndim, int64_t needs,
+                         const OptionalBound& bound) {
+  Call call("rsample_kl_backward", param, bound);
   const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
   call.grad_output(grad_z);
   call.noise(seed);
@@ -116,8 +121,9 @@ void log_prob_operands(Call& call, const Tensor& x, const Tensor& mean,
 }
 
 Tensor gaussian_log_prob(const Tensor& x, const Tensor& mean, const OptionalTensor& logvar,
-                         double scale, int64_t param, int64_t event_ndim) {
-  Call call("gaussian_log_prob", param);
+                         double scale, int64_t param, int64_t event_ndim,
+                         const OptionalBound& bound) {
+  Call call("gaussian_log_prob", param, bound);
   log_prob_operands(call, x, mean, logvar, scale, event_ndim);
   Tensor log_prob = call.value();
   call.run<GaussianLogProb::Forward>();
@@ -126,8 +132,8 @@ Tensor gaussian_log_prob(const Tensor& x, const Tensor& mean, const OptionalTens
 
 Three gaussian_log_prob_backward(const Tensor& grad_log_prob, const Tensor& x, const Tensor& mean,
                                  const OptionalTensor& logvar, double scale, int64_t param,
-                                 int64_t event_ndim, int64_t needs) {
-  Call call("gaussian_log_prob_backward", param);
+                                 int64_t event_ndim, int64_t needs, const OptionalBound& bound) {
+  Call call("gaussian_log_prob_backward", param, bound);
   log_prob_operands(call, x, mean, logvar, scale, event_ndim);
   call.grad_value(grad_log_prob);
   const Gradients grads = call.gradients(3, needs);
@@ -138,15 +144,15 @@ Three gaussian_log_prob_backward(const Tensor& grad_log_prob, const Tensor& x, c
 // The rows' log-probabilities and, for their upstream gradients `grad_log_prob`, the gradients.
 Four gaussian_log_prob_with_grad(const Tensor& grad_log_prob, const Tensor& x, const Tensor& mean,
                                  const OptionalTensor& logvar, double scale, int64_t param,
-                                 int64_t event_ndim, int64_t needs) {
-  Call call("gaussian_log_prob_with_grad", param);
+                                 int64_t event_ndim, int64_t needs, const OptionalBound& bound) {
+  Call call("gaussian_log_prob_with_grad", param, bound);
   log_prob_operands(call, x, mean, logvar, scale, event_ndim);
   call.grad_value(grad_log_prob);
   const Gradients grads = call.gradients(3, needs);
   if (call.sums_gradients_on_gpu()) {  // where a loop sums either those or values
-    const auto [grad_x, grad_mean, grad_logvar] =
-        gaussian_log_prob_backward(grad_log_prob, x, mean, logvar, scale, param, event_ndim, needs);
-    return {gaussian_log_prob(x, mean, logvar, scale, param, event_ndim), grad_x, grad_mean,
+    const auto [grad_x, grad_mean, grad_logvar] = gaussian_log_prob_backward(
+        grad_log_prob, x, mean, logvar, scale, param, event_ndim, needs, bound);
+    return {gaussian_log_prob(x, mean, logvar, scale, param, event_ndim, bound), grad_x, grad_mean,
             grad_logvar};
   }
   Tensor log_prob = call.value();
@@ -182,33 +188,35 @@ void implement(Library& m) {
 STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "rsample(Tensor mu, Tensor? logvar, Tensor seed, int param, int packed_dim, "
-      "int[] sample_shape) -> Tensor");
+      "int[] sample_shape, float[]? bound=None) -> Tensor");
   m.def(
       "rsample_backward(Tensor grad_z, Tensor mu, Tensor? logvar, Tensor seed, int param, "
-      "int packed_dim, int[] sample_shape, int needs) -> (Tensor, Tensor)");
+      "int packed_dim, int[] sample_shape, int needs, float[]? bound=None) -> (Tensor, Tensor)");
   m.def(
       "kl_divergence(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, int param, "
-      "int packed_dim, int event_ndim) -> Tensor");
+      "int packed_dim, int event_ndim, float[]? bound=None) -> Tensor");
   m.def(
       "kl_divergence_backward(Tensor grad_kl, Tensor mu, Tensor? logvar, Tensor? prior_mu, "
-      "Tensor? prior_logvar, int param, int packed_dim, int event_ndim, int needs) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? prior_logvar, int param, int packed_dim, int event_ndim, int needs, "
+      "float[]? bound=None) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "rsample_kl(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, "
-      "int param, int packed_dim, int event_ndim) -> (Tensor, Tensor)");
+      "int param, int packed_dim, int event_ndim, float[]? bound=None) -> (Tensor, Tensor)");
   m.def(
       "rsample_kl_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor? logvar, "
       "Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, int param, int packed_dim, "
-      "int event_ndim, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int event_ndim, int needs, float[]? bound=None) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "gaussian_log_prob(Tensor x, Tensor mean, Tensor? logvar, float scale, int param, "
-      "int event_ndim) -> Tensor");
+      "int event_ndim, float[]? bound=None) -> Tensor");
   m.def(
       "gaussian_log_prob_backward(Tensor grad_log_prob, Tensor x, Tensor mean, Tensor? logvar, "
-      "float scale, int param, int event_ndim, int needs) -> (Tensor, Tensor, Tensor)");
+      "float scale, int param, int event_ndim, int needs, float[]? bound=None) -> (Tensor, Tensor, "
+      "Tensor)");
   m.def(
       "gaussian_log_prob_with_grad(Tensor grad_log_prob, Tensor x, Tensor mean, Tensor? logvar, "
-      "float scale, int param, int event_ndim, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+      "float scale, int param, int event_ndim, int needs, float[]? bound=None) -> (Tensor, Tensor, "
+      "Tensor, Tensor)");
   m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
 }
 

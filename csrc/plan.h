@@ -29,10 +29,15 @@ using Accumulate = typename AccumulateOf<T>::type;
 
 constexpr int kSteps = 13;  // the length of `Steps` in formulas.h
 
+// How s = ln sigma^2 is kept between two numbers (fastvae/bounds.py), in the order of its kinds.
+enum class Bounding : int { hard, soft, straight_through, none };
+
 // How the second argument s of a Gaussian is read: ln sigma = factor * s, or factor * ln s.
 struct ScaleForm {
   bool logarithmic = true;
   float factor = 0.5f;
+  Bounding bounding = Bounding::none;
+  double low = 0, high = 0;
 };
 
 constexpr int kMaxDims = 6;

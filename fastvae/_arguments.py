@@ -13,9 +13,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from .bounds import Bound, Numbers
+
 __all__ = [
     "PARAMS",
     "TensorLike",
+    "check_bound",
     "check_param",
     "check_reduction",
     "check_sample_shape",
@@ -48,6 +51,22 @@ def check_param(param: str) -> int:
         raise ValueError(
             f"param is {param!r}; want one of {', '.join(map(repr, PARAMS))}"
         ) from None
+
+
+def check_bound(bound: Bound | None, param: str) -> Numbers | None:
+    """A bound as the kernels take it.
+
+    Raises:
+        TypeError: `bound` is no `Bound`.
+        ValueError: what it would apply to is not a log-variance.
+    """
+    if bound is None:
+        return None
+    if not isinstance(bound, Bound):
+        raise TypeError(f"bound is a {type(bound).__name__}; want a fastvae.Bound or None")
+    if param != "logvar":
+        raise ValueError(f"bound is given and param is {param!r}; want param='logvar' with it")
+    return bound.numbers
 
 
 def check_reduction(reduction: str) -> None:

@@ -134,11 +134,18 @@ def _gaussians(
 
 
 Maybe = Tensor | None
+MaybeBound = list[float] | None
 Gradients = tuple[Maybe, ...]
 
 
 def rsample(
-    mu: Tensor, logvar: Maybe, seed: Tensor, param: int, packed_dim: int, sample_shape: list[int]
+    mu: Tensor,
+    logvar: Maybe,
+    seed: Tensor,
+    param: int,
+    packed_dim: int,
+    sample_shape: list[int],
+    bound: MaybeBound = None,
 ) -> Tensor:
     return _gaussians(mu, logvar, packed_dim=packed_dim, sample_shape=sample_shape).output()
 
@@ -152,6 +159,7 @@ def rsample_backward(
     packed_dim: int,
     sample_shape: list[int],
     needs: int,
+    bound: MaybeBound = None,
 ) -> Gradients:
     layout = _gaussians(mu, logvar, packed_dim=packed_dim, sample_shape=sample_shape)
     return layout.gradients(2, needs)
@@ -165,6 +173,7 @@ def kl_divergence(
     param: int,
     packed_dim: int,
     event_ndim: int,
+    bound: MaybeBound = None,
 ) -> Tensor:
     return _gaussians(
         mu, logvar, prior_mu, prior_logvar, packed_dim=packed_dim, event_ndim=event_ndim
@@ -181,6 +190,7 @@ def kl_divergence_backward(
     packed_dim: int,
     event_ndim: int,
     needs: int,
+    bound: MaybeBound = None,
 ) -> Gradients:
     return _gaussians(
         mu, logvar, prior_mu, prior_logvar, packed_dim=packed_dim, event_ndim=event_ndim
@@ -196,6 +206,7 @@ def rsample_kl(
     param: int,
     packed_dim: int,
     event_ndim: int,
+    bound: MaybeBound = None,
 ) -> tuple[Tensor, Tensor]:
     layout = _gaussians(
         mu, logvar, prior_mu, prior_logvar, packed_dim=packed_dim, event_ndim=event_ndim
@@ -215,6 +226,7 @@ def rsample_kl_backward(
     packed_dim: int,
     event_ndim: int,
     needs: int,
+    bound: MaybeBound = None,
 ) -> Gradients:
     return kl_divergence_backward(
         grad_kl, mu, logvar, prior_mu, prior_logvar, param, packed_dim, event_ndim, needs
@@ -222,7 +234,13 @@ def rsample_kl_backward(
 
 
 def gaussian_log_prob(
-    x: Tensor, mean: Tensor, logvar: Maybe, scale: float, param: int, event_ndim: int
+    x: Tensor,
+    mean: Tensor,
+    logvar: Maybe,
+    scale: float,
+    param: int,
+    event_ndim: int,
+    bound: MaybeBound = None,
 ) -> Tensor:
     return Layout((x, mean, logvar), event_ndim=event_ndim).value()
 
@@ -236,6 +254,7 @@ def gaussian_log_prob_backward(
     param: int,
     event_ndim: int,
     needs: int,
+    bound: MaybeBound = None,
 ) -> Gradients:
     return Layout((x, mean, logvar), event_ndim=event_ndim).gradients(3, needs)
 
@@ -249,6 +268,7 @@ def gaussian_log_prob_with_grad(
     param: int,
     event_ndim: int,
     needs: int,
+    bound: MaybeBound = None,
 ) -> Gradients:
     layout = Layout((x, mean, logvar), event_ndim=event_ndim)
     return layout.value(), *layout.gradients(3, needs)

@@ -2,9 +2,10 @@
 
 Each saves its inputs and the seed, nothing else; noise is drawn again in backward. Where a
 Gaussian's second tensor is None, the first holds both, packed along `packed_dim` (else -1), and so
-does its gradient. Each has its reference formula too, which takes over where PyTorch wants to look
-inside: in a backward pass that is itself being recorded (`create_graph=True`), under `torch.func`
-(vmap, grad, jvp, ...) and under forward-mode differentiation.
+does its gradient; `bound` is a `Bound` in numbers. Each has its reference formula too, which takes
+over where PyTorch wants to look inside: in a backward pass that is itself being recorded
+(`create_graph=True`), under `torch.func` (vmap, grad, jvp, ...) and under forward-mode
+differentiation.
 
 `forward` takes `ctx`, the older form: with `setup_context` every call would pay 13 us for
 `inspect.signature`.
@@ -25,6 +26,7 @@ from . import (
     reference,
 )
 from ._arguments import PARAMS
+from .bounds import Bound, Numbers
 
 __all__ = [
     "GaussianLogProb",
@@ -99,10 +101,11 @@ class Rsample(Function):
         param: int,
         packed_dim: int,
         sample_shape: Sequence[int],
+        bound: Numbers | None,
     ) -> Tensor:
         ctx.save_for_backward(mu, logvar, seed)
-        ctx.settings = param, packed_dim, sample_shape
-        return _rsample(mu, logvar, seed, param, packed_dim, sample_shape)
+        ctx.settings = param, packed_dim, sample_shape, bound
+        return _rsample(mu, logvar, seed, param, packed_dim, sample_shape, bound)
 
     @staticmethod
     def formula(
@@ -112,14 +115,17 @@ class Rsample(Function):
         param: int,
         packed_dim: int,
         sample_shape: Sequence[int],
+        bound: Numbers | None,
     ) -> Tensor:
         q = _unpacked(packed_dim, mu, logvar)
-        return reference.rsample(*q, param=PARAMS[param], sample_shape=sample_shape, seed=seed)
+        return reference.rsample(
+            *q, param=PARAMS[param], bound=_bound(bound), sample_shape=sample_shape, seed=seed
+        )
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor) -> Gradients:
         mu, logvar, seed = ctx.saved_tensors
-        param, packed_dim, sample_shape = ctx.settings
+        param, packed_dim, sample_shape, bound = ctx.settings
         needs = ctx.needs_input_grad[:2]
         if _recording():
             others = seed, *ctx.settings
@@ -127,14 +133,14 @@ class Rsample(Function):
         elif logvar is not None and grad_z.shape == mu.shape:
             # dz/dmu is 1: the kernel need not copy.
             grads = _rsample_backward(
-                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs) & 2
+                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs) & 2, bound
             )
             grads = grad_z if needs[0] else None, grads[1]
         else:
             grads = _rsample_backward(
-                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs)
+                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs), bound
             )
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
 class KLDivergence(Function):
@@ -152,10 +158,13 @@ class KLDivergence(Function):
         param: int,
         packed_dim: int,
         event_ndim: int,
+        bound: Numbers | None,
     ) -> Tensor:
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar)
-        ctx.settings = param, packed_dim, event_ndim
-        return _kl_divergence(mu, logvar, prior_mu, prior_logvar, param, packed_dim, event_ndim)
+        ctx.settings = param, packed_dim, event_ndim, bound
+        return _kl_divergence(
+            mu, logvar, prior_mu, prior_logvar, param, packed_dim, event_ndim, bound
+        )
 
     @staticmethod
     def formula(
@@ -166,24 +175,32 @@ class KLDivergence(Function):
         param: int,
         packed_dim: int,
         event_ndim: int,
+        bound: Numbers | None,
     ) -> Tensor:
         gaussians = _unpacked(packed_dim, mu, logvar, prior_mu, prior_logvar)
-        return reference.kl_divergence(*gaussians, param=PARAMS[param], event_ndim=event_ndim)
+        return reference.kl_divergence(
+            *gaussians, param=PARAMS[param], bound=_bound(bound), event_ndim=event_ndim
+        )
 
     @staticmethod
     def backward(ctx: Any, grad_kl: Tensor) -> Gradients:
         gaussians = ctx.saved_tensors
-        return *_kl_backward(ctx, grad_kl, gaussians, ctx.settings), None, None, None
+        return *_kl_backward(ctx, grad_kl, gaussians, ctx.settings), None, None, None, None
 
 
 def _kl_backward(
-    ctx: Any, grad_kl: Tensor, gaussians: Sequence[Tensor | None], settings: tuple[int, int, int]
+    ctx: Any,
+    grad_kl: Tensor,
+    gaussians: Sequence[Tensor | None],
+    settings: tuple[int, int, int, Numbers | None],
 ) -> Gradients:
-    param, packed_dim, event_ndim = settings
+    param, packed_dim, event_ndim, bound = settings
     needs = ctx.needs_input_grad[:4]
     if _recording():
         return _recorded(KLDivergence.formula, gaussians, settings, needs, (grad_kl,))
-    return _kl_divergence_backward(grad_kl, *gaussians, param, packed_dim, event_ndim, _bits(needs))
+    return _kl_divergence_backward(
+        grad_kl, *gaussians, param, packed_dim, event_ndim, _bits(needs), bound
+    )
 
 
 class RsampleKL(Function):
@@ -202,11 +219,14 @@ class RsampleKL(Function):
         param: int,
         packed_dim: int,
         event_ndim: int,
+        bound: Numbers | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, seed)
-        ctx.settings = param, packed_dim, event_ndim
+        ctx.settings = param, packed_dim, event_ndim, bound
         ctx.set_materialize_grads(False)
-        return _rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, param, packed_dim, event_ndim)
+        return _rsample_kl(
+            mu, logvar, prior_mu, prior_logvar, seed, param, packed_dim, event_ndim, bound
+        )
 
     @staticmethod
     def formula(
@@ -218,16 +238,17 @@ class RsampleKL(Function):
         param: int,
         packed_dim: int,
         event_ndim: int,
+        bound: Numbers | None,
     ) -> tuple[Tensor, Tensor]:
         gaussians = _unpacked(packed_dim, mu, logvar, prior_mu, prior_logvar)
         return reference.rsample_kl(
-            *gaussians, param=PARAMS[param], event_ndim=event_ndim, seed=seed
+            *gaussians, param=PARAMS[param], bound=_bound(bound), event_ndim=event_ndim, seed=seed
         )
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Gradients:
         *gaussians, seed = ctx.saved_tensors
-        param, packed_dim, event_ndim = ctx.settings
+        param, packed_dim, event_ndim, bound = ctx.settings
         needs = ctx.needs_input_grad[:4]
         nothing = None, None, None, None
         if _recording():
@@ -235,18 +256,26 @@ class RsampleKL(Function):
             grads = _recorded(RsampleKL.formula, gaussians, others, needs, (grad_z, grad_kl))
         elif grad_z is not None and grad_kl is not None:
             grads = _rsample_kl_backward(
-                grad_z, grad_kl, *gaussians, seed, param, packed_dim, event_ndim, _bits(needs)
+                grad_z,
+                grad_kl,
+                *gaussians,
+                seed,
+                param,
+                packed_dim,
+                event_ndim,
+                _bits(needs),
+                bound,
             )
         elif grad_kl is not None:
             grads = _kl_backward(ctx, grad_kl, gaussians, ctx.settings)
         elif grad_z is not None:
             q = _rsample_backward(
-                grad_z, *gaussians[:2], seed, param, packed_dim, (), _bits(needs[:2])
+                grad_z, *gaussians[:2], seed, param, packed_dim, (), _bits(needs[:2]), bound
             )
             grads = *q, None, None
         else:
             grads = nothing
-        return *grads, *nothing
+        return *grads, *nothing, None
 
 
 class GaussianLogProb(Function):
@@ -263,10 +292,11 @@ class GaussianLogProb(Function):
         scale: float,
         param: int,
         event_ndim: int,
+        bound: Numbers | None,
     ) -> Tensor:
         ctx.save_for_backward(x, mean, logvar)
-        ctx.settings = scale, param, event_ndim
-        return _gaussian_log_prob(x, mean, logvar, scale, param, event_ndim)
+        ctx.settings = scale, param, event_ndim, bound
+        return _gaussian_log_prob(x, mean, logvar, scale, param, event_ndim, bound)
 
     @staticmethod
     def formula(
@@ -276,28 +306,31 @@ class GaussianLogProb(Function):
         scale: float,
         param: int,
         event_ndim: int,
+        bound: Numbers | None,
     ) -> Tensor:
         return reference.gaussian_log_prob(
             x,
             mean,
             scale if logvar is None else logvar,
             param=PARAMS[param],
+            bound=_bound(bound),
             event_ndim=event_ndim,
         )
 
     @staticmethod
     def backward(ctx: Any, grad_log_prob: Tensor) -> Gradients:
-        return *_log_prob_backward(ctx, grad_log_prob, ctx.settings), None, None, None
+        return *_log_prob_backward(ctx, grad_log_prob, ctx.settings), None, None, None, None
 
 
 def _log_prob_backward(
-    ctx: Any, grad_log_prob: Tensor, settings: tuple[float, int, int]
+    ctx: Any, grad_log_prob: Tensor, settings: tuple[float, int, int, Numbers | None]
 ) -> Gradients:
     tensors = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
     if _recording():
         return _recorded(GaussianLogProb.formula, tensors, settings, needs, (grad_log_prob,))
-    return _gaussian_log_prob_backward(grad_log_prob, *tensors, *settings, _bits(needs))
+    *options, bound = settings
+    return _gaussian_log_prob_backward(grad_log_prob, *tensors, *options, _bits(needs), bound)
 
 
 class GaussianNLLLoss(Function):
@@ -319,16 +352,17 @@ class GaussianNLLLoss(Function):
         scale: float,
         param: int,
         event_ndim: int,
+        bound: Numbers | None,
         rows: torch.Size,
         weight: float,
     ) -> Tensor:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         grad = torch.full((), -weight, dtype=dtype, device=x.device).expand(rows)
         log_prob, *grads = _gaussian_log_prob_with_grad(
-            grad, x, mean, logvar, scale, param, event_ndim, _bits(ctx.needs_input_grad[:3])
+            grad, x, mean, logvar, scale, param, event_ndim, _bits(ctx.needs_input_grad[:3]), bound
         )
         ctx.save_for_backward(x, mean, logvar)
-        ctx.settings = scale, param, event_ndim
+        ctx.settings = scale, param, event_ndim, bound
         ctx.grad, ctx.grads = grad, grads
         return -weight * log_prob.sum()
 
@@ -341,7 +375,7 @@ class GaussianNLLLoss(Function):
             for gradient in grads:
                 if gradient is not None:
                     _multiply_(gradient, grad_loss)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 def _multiply_(gradient: Tensor, factor: Tensor) -> None:
@@ -357,6 +391,10 @@ def _bits(needs: Sequence[bool]) -> int:
     for i, need in enumerate(needs):
         bits |= need << i
     return bits
+
+
+def _bound(numbers: Numbers | None) -> Bound | None:
+    return None if numbers is None else Bound.from_numbers(numbers)
 
 
 def _unpacked(packed_dim: int, *gaussians: Tensor | None) -> list[Tensor]:

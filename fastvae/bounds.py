@@ -8,9 +8,12 @@ import math
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["Bound"]
+__all__ = ["Bound", "Numbers"]
 
-_KINDS = ("hard", "soft", "straight_through")
+_KINDS = ("hard", "soft", "straight_through")  # in the order of the kernels' codes
+
+Numbers = tuple[float, float, float]
+"""A bound as the kernels take it: the code of its kind, and its ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +29,14 @@ class Bound:
             ln(1 + e^{low - high}).
         "straight_through": the hard value, with the gradient of lv (Bengio et al. 2013).
 
+    A NaN stays one. The fused ops take a bound of their `logvar` as an argument, and read and
+    differentiate through it in the same pass; called on a tensor, it is plain PyTorch.
+
     Raises:
         ValueError: `low` is not below `high`, or an unknown `kind`.
 
     Example:
+        >>> z, kl = fastvae.rsample_kl(mu, logvar, bound=fastvae.Bound())
         >>> fastvae.Bound(-6, math.inf, "soft")(logvar)
     """
 
@@ -47,9 +54,22 @@ class Bound:
     def __call__(self, logvar: Tensor) -> Tensor:
         if self.kind == "soft":
             if self.high < math.inf:
-                logvar = self.high - softplus(self.high - logvar)
+                logvar = self.high - _softplus(self.high - logvar)
             if self.low > -math.inf:
-                logvar = self.low + softplus(logvar - self.low)
+                logvar = self.low + _softplus(logvar - self.low)
             return logvar
         bounded = logvar.clamp(self.low, self.high)
-        return bounded if self.kind == "hard" else logvar + (bounded - logvar).detach()
+        return bounded if self.kind == "hard" else bounded.detach() + (logvar - logvar.detach())
+
+    @property
+    def numbers(self) -> Numbers:
+        return float(_KINDS.index(self.kind)), float(self.low), float(self.high)
+
+    @classmethod
+    def from_numbers(cls, numbers: Numbers) -> Bound:
+        kind, low, high = numbers
+        return cls(low, high, _KINDS[int(kind)])
+
+
+def _softplus(t: Tensor) -> Tensor:
+    return softplus(t, threshold=40)  # above 20, the default, float64 would lose half its digits

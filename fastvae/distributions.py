@@ -11,8 +11,16 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.kl import register_kl
 
 from . import functional, reference
-from ._arguments import TensorLike, check_param, event_dims, gaussian_arguments, make_seed
+from ._arguments import (
+    TensorLike,
+    check_bound,
+    check_param,
+    event_dims,
+    gaussian_arguments,
+    make_seed,
+)
 from ._functions import KLDivergence, Rsample, RsampleKL, apply
+from .bounds import Bound
 
 __all__ = ["DiagonalGaussian"]
 
@@ -24,6 +32,7 @@ class DiagonalGaussian(Distribution):
     Args:
         mu, logvar: tensors or numbers that broadcast against each other.
         param: what `logvar` is: "logvar", "log_std", "std" or "var".
+        bound: of `logvar`, with `param="logvar"`. The attribute `logvar` is what it leaves.
         event_ndim: how many trailing dimensions are one event.
         validate_args: check the values given to `log_prob` (which waits for a GPU). Off by default.
 
@@ -40,14 +49,15 @@ class DiagonalGaussian(Distribution):
         logvar: TensorLike,
         *,
         param: str = "logvar",
+        bound: Bound | None = None,
         event_ndim: int | None = None,
         validate_args: bool | None = False,
     ) -> None:
-        self._code = check_param(param)
-        (self.mu, self.logvar), shape = gaussian_arguments(mu=mu, logvar=logvar)
+        (self.mu, self._given), shape = gaussian_arguments(mu=mu, logvar=logvar)
         self._params: Tensor | None = None
         self._packed_dim = -1
-        self._set_shape(param, event_ndim, shape, validate_args)
+        self._set_form(param, bound)
+        self._set_shape(event_ndim, shape, validate_args)
 
     @classmethod
     def from_params(
@@ -56,6 +66,7 @@ class DiagonalGaussian(Distribution):
         dim: int = 1,
         *,
         param: str = "logvar",
+        bound: Bound | None = None,
         event_ndim: int | None = None,
         validate_args: bool | None = False,
     ) -> DiagonalGaussian:
@@ -78,29 +89,36 @@ class DiagonalGaussian(Distribution):
                 "the halves being mu and logvar"
             )
         self = cls.__new__(cls)
-        self._code = check_param(param)
         self._params = params
         self._packed_dim = dim % params.dim()
         shape = list(params.shape)
         shape[dim] //= 2
-        self._set_shape(param, event_ndim, torch.Size(shape), validate_args)
+        self._set_form(param, bound)
+        self._set_shape(event_ndim, torch.Size(shape), validate_args)
         return self
 
+    def _set_form(self, param: str, bound: Bound | None) -> None:
+        self._code, self._numbers = check_param(param), check_bound(bound, param)
+        self.param, self.bound = param, bound
+
     def _set_shape(
-        self, param: str, event_ndim: int | None, shape: torch.Size, validate_args: bool | None
+        self, event_ndim: int | None, shape: torch.Size, validate_args: bool | None
     ) -> None:
-        self.param = param
         self.event_ndim = event_dims(event_ndim, len(shape))
         self._shape = shape
         split = len(shape) - self.event_ndim
         super().__init__(shape[:split], shape[split:], validate_args=validate_args)
 
-    # mu and logvar of packed parameters are made when they are asked for, and keep what was made.
+    # The halves of packed parameters, and logvar within its bound, are made when they are asked for
+    # and then kept. `_given` is what the ops take, with the bound, for logvar.
     def __getattr__(self, name: str) -> Tensor:
         params: Tensor | None = self.__dict__.get("_params")
-        if name in ("mu", "logvar") and params is not None:
-            self.mu, self.logvar = params.chunk(2, self._packed_dim)
-            return self.mu if name == "mu" else self.logvar
+        if name in ("mu", "_given") and params is not None:
+            self.mu, self._given = params.chunk(2, self._packed_dim)
+            return self.mu if name == "mu" else self._given
+        if name == "logvar":
+            self.logvar = self._given if self.bound is None else self.bound(self._given)
+            return self.logvar
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _packed(
@@ -113,6 +131,7 @@ class DiagonalGaussian(Distribution):
             return self._params, None, None, None
         same = (
             prior._params is not None
+            and prior.bound is None
             and prior._params.dtype == self._params.dtype
             and prior._params.device == self._params.device
             and (prior._shape, prior._packed_dim, prior.param)
@@ -132,11 +151,14 @@ class DiagonalGaussian(Distribution):
         """Reparameterized samples of shape `sample_shape + batch_shape + event_shape`."""
         if not sample_shape and (packed := self._packed()):
             seed = self._make_seed(packed[0], seed, generator)
-            return apply(Rsample, *packed[:2], seed, self._code, self._packed_dim, ())
+            return apply(
+                Rsample, *packed[:2], seed, self._code, self._packed_dim, (), self._numbers
+            )
         return functional.rsample(
             self.mu,
-            self.logvar,
+            self._given,
             param=self.param,
+            bound=self.bound,
             sample_shape=sample_shape,
             seed=seed,
             generator=generator,
@@ -151,12 +173,15 @@ class DiagonalGaussian(Distribution):
         """KL(self || prior) in nats, of shape `batch_shape`; the prior is N(0, I) if None."""
         self._check_prior(prior)
         if packed := self._packed(prior):
-            return apply(KLDivergence, *packed, self._code, self._packed_dim, self.event_ndim)
+            return apply(
+                KLDivergence, *packed, self._code, self._packed_dim, self.event_ndim, self._numbers
+            )
         return functional.kl_divergence(
             self.mu,
-            self.logvar,
+            self._given,
             *self._prior_arguments(prior),
             param=self.param,
+            bound=self.bound,
             event_ndim=self.event_ndim,
         )
 
@@ -171,12 +196,21 @@ class DiagonalGaussian(Distribution):
         self._check_prior(prior)
         if packed := self._packed(prior):
             seed = self._make_seed(packed[0], seed, generator)
-            return apply(RsampleKL, *packed, seed, self._code, self._packed_dim, self.event_ndim)
+            return apply(
+                RsampleKL,
+                *packed,
+                seed,
+                self._code,
+                self._packed_dim,
+                self.event_ndim,
+                self._numbers,
+            )
         return functional.rsample_kl(
             self.mu,
-            self.logvar,
+            self._given,
             *self._prior_arguments(prior),
             param=self.param,
+            bound=self.bound,
             event_ndim=self.event_ndim,
             seed=seed,
             generator=generator,
@@ -208,7 +242,11 @@ class DiagonalGaussian(Distribution):
     def detach(self) -> DiagonalGaussian:
         """The same Gaussian, constant for autograd."""
         return DiagonalGaussian(
-            self.mu.detach(), self.logvar.detach(), param=self.param, event_ndim=self.event_ndim
+            self.mu.detach(),
+            self._given.detach(),
+            param=self.param,
+            bound=self.bound,
+            event_ndim=self.event_ndim,
         )
 
     # ---- The rest of a distribution --------------------------------------------------------------
@@ -218,7 +256,12 @@ class DiagonalGaussian(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         return functional.gaussian_log_prob(
-            value, self.mu, self.logvar, param=self.param, event_ndim=self.event_ndim
+            value,
+            self.mu,
+            self._given,
+            param=self.param,
+            bound=self.bound,
+            event_ndim=self.event_ndim,
         )
 
     def entropy(self) -> Tensor:
@@ -256,8 +299,9 @@ class DiagonalGaussian(Distribution):
         shape = torch.Size(batch_shape) + self.event_shape
         return DiagonalGaussian(
             self.mu.expand(shape),
-            self.logvar.expand(shape),
+            self._given.expand(shape),
             param=self.param,
+            bound=self.bound,
             event_ndim=self.event_ndim,
             validate_args=self._validate_args,
         )

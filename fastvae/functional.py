@@ -7,6 +7,9 @@ All values are in nats. In every op:
   of half types are float32.
 - `param` says what the second argument of a Gaussian is: "logvar" (ln sigma^2), "log_std", "std" or
   "var".
+- `bound`, with `param="logvar"`: lv = `bound(logvar)` takes the place of `logvar`, in values and
+  gradients and in the same pass (see `Bound`). It is q's, or the likelihood's; a prior's
+  log-variance is taken as it is.
 - Tensors are float32, float64, bfloat16 or float16, of one dtype and device, and broadcast against
   each other; Python numbers and 0-d tensors do too. Arithmetic is float32 (float64 for float64).
   Under `torch.autocast` dtypes may differ, and the widest is taken; samples have that dtype.
@@ -32,6 +35,7 @@ from torch import Tensor
 from . import backend, reference
 from ._arguments import (
     TensorLike,
+    check_bound,
     check_param,
     check_reduction,
     check_sample_shape,
@@ -50,6 +54,7 @@ from ._functions import (
     apply,
     transformed,
 )
+from .bounds import Bound
 
 __all__ = [
     "draw_seed",
@@ -66,6 +71,7 @@ def rsample(
     logvar: TensorLike,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     sample_shape: Sequence[int] = (),
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
@@ -73,7 +79,7 @@ def rsample(
     """Draws z = mu + sigma eps, eps ~ N(0, I), differentiably (Kingma & Welling 2014, section 2.4).
 
     Args:
-        mu, logvar: the Gaussian; see the module's documentation for `param`.
+        mu, logvar: the Gaussian; see the module's documentation for `param` and `bound`.
         sample_shape: dimensions put in front, one independent sample each. More samples extend the
             noise and never change the first ones.
         seed, generator: where the noise comes from; at most one of them.
@@ -84,13 +90,15 @@ def rsample(
     Example:
         >>> z = fastvae.rsample(torch.zeros(128, 20), torch.zeros(128, 20))
     """
-    code = check_param(param)
+    code, numbers = check_param(param), check_bound(bound, param)
     (mu, logvar), shape = gaussian_arguments(mu=mu, logvar=logvar)
     sample_shape = check_sample_shape(sample_shape)
     seed = make_seed(seed, generator, mu.device, shape[0] if shape else None)
     if not has_kernels(mu):
-        return reference.rsample(mu, logvar, param=param, sample_shape=sample_shape, seed=seed)
-    return apply(Rsample, mu, logvar, seed, code, -1, sample_shape)
+        return reference.rsample(
+            mu, logvar, param=param, bound=bound, sample_shape=sample_shape, seed=seed
+        )
+    return apply(Rsample, mu, logvar, seed, code, -1, sample_shape, numbers)
 
 
 def kl_divergence(
@@ -100,6 +108,7 @@ def kl_divergence(
     prior_logvar: TensorLike | None = None,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     event_ndim: int | None = None,
 ) -> Tensor:
     """KL(q || p) between diagonal Gaussians, p = N(0, I) unless given.
@@ -112,19 +121,19 @@ def kl_divergence(
     Relative accuracy holds through posterior collapse (q -> p), and the result is never negative.
 
     Args:
-        mu, logvar: q.
+        mu, logvar: q; `bound` is of its log-variance.
         prior_mu, prior_logvar: p, both or neither; read by the same `param`.
         event_ndim: how many trailing dimensions are summed; default all but the first.
 
     Returns:
         Nats, of shape `mu.shape[:-event_ndim]`.
     """
-    code = check_param(param)
+    code, numbers = check_param(param), check_bound(bound, param)
     tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
     dims = event_dims(event_ndim, len(shape))
     if not has_kernels(tensors[0]):
-        return reference.kl_divergence(*tensors, param=param, event_ndim=dims)
-    return apply(KLDivergence, *tensors, *(None,) * (4 - len(tensors)), code, -1, dims)
+        return reference.kl_divergence(*tensors, param=param, bound=bound, event_ndim=dims)
+    return apply(KLDivergence, *tensors, *(None,) * (4 - len(tensors)), code, -1, dims, numbers)
 
 
 def rsample_kl(
@@ -134,6 +143,7 @@ def rsample_kl(
     prior_logvar: TensorLike | None = None,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     event_ndim: int | None = None,
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
@@ -150,13 +160,14 @@ def rsample_kl(
         >>> z, kl = fastvae.rsample_kl(*encoder(x).chunk(2, dim=1))
         >>> loss = (kl - fastvae.gaussian_log_prob(x, decoder(z))).mean()
     """
-    code = check_param(param)
+    code, numbers = check_param(param), check_bound(bound, param)
     tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
     dims = event_dims(event_ndim, len(shape))
     seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
     if not has_kernels(tensors[0]):
-        return reference.rsample_kl(*tensors, param=param, event_ndim=dims, seed=seed)
-    return apply(RsampleKL, *tensors, *(None,) * (4 - len(tensors)), seed, code, -1, dims)
+        return reference.rsample_kl(*tensors, param=param, bound=bound, event_ndim=dims, seed=seed)
+    missing = (None,) * (4 - len(tensors))
+    return apply(RsampleKL, *tensors, *missing, seed, code, -1, dims, numbers)
 
 
 def gaussian_log_prob(
@@ -165,6 +176,7 @@ def gaussian_log_prob(
     logvar: TensorLike = 0.0,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     event_ndim: int | None = None,
 ) -> Tensor:
     """log N(x; mean, sigma^2) = -1/2 ((x - mean)^2 e^{-lv} + lv + ln 2 pi), summed over an event.
@@ -174,17 +186,21 @@ def gaussian_log_prob(
         logvar: a number, a learned scalar, or any tensor that broadcasts (per channel, per pixel):
             its gradient is reduced to its shape. Read by `param`: a fixed sigma of 0.1 is
             `gaussian_log_prob(x, mean, 0.1, param="std")`.
+        bound: of `logvar`, such as the floor without which a pixel that is fitted exactly drives it
+            to minus infinity.
         event_ndim: how many trailing dimensions are summed; default all but the first.
 
     Returns:
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
-    code = check_param(param)
-    tensors, number, shape = log_prob_arguments(x, mean, logvar)
+    code, numbers = check_param(param), check_bound(bound, param)
+    tensors, scale, shape = log_prob_arguments(x, mean, logvar)
     dims = event_dims(event_ndim, len(shape))
     if not has_kernels(tensors[0]):
-        return reference.gaussian_log_prob(x, mean, logvar, param=param, event_ndim=dims)
-    return apply(GaussianLogProb, *tensors, number, code, dims)
+        return reference.gaussian_log_prob(
+            x, mean, logvar, param=param, bound=bound, event_ndim=dims
+        )
+    return apply(GaussianLogProb, *tensors, scale, code, dims, numbers)
 
 
 def gaussian_nll_loss(
@@ -193,6 +209,7 @@ def gaussian_nll_loss(
     logvar: TensorLike = 0.0,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     event_ndim: int | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -205,7 +222,7 @@ def gaussian_nll_loss(
     gradient kept in float16 could underflow before a `GradScaler` enlarges it.
 
     Args:
-        x, mean, logvar, param, event_ndim: as for `gaussian_log_prob`.
+        x, mean, logvar, param, bound, event_ndim: as for `gaussian_log_prob`.
         reduction: "mean" or "sum" over the values that `gaussian_log_prob` would give.
 
     Returns:
@@ -219,14 +236,14 @@ def gaussian_nll_loss(
         >>> (loss + kl.mean()).backward()
     """
     check_reduction(reduction)
-    code = check_param(param)
-    tensors, number, shape = log_prob_arguments(x, mean, logvar)
+    code, numbers = check_param(param), check_bound(bound, param)
+    tensors, scale, shape = log_prob_arguments(x, mean, logvar)
     dims = event_dims(event_ndim, len(shape))
     if _final_gradients(tensors, shape):
         rows = shape[: len(shape) - dims]
         weight = 1.0 if reduction == "sum" else 1.0 / rows.numel()
-        return GaussianNLLLoss.apply(*tensors, number, code, dims, rows, weight)
-    log_prob = gaussian_log_prob(x, mean, logvar, param=param, event_ndim=dims)
+        return GaussianNLLLoss.apply(*tensors, scale, code, dims, numbers, rows, weight)
+    log_prob = gaussian_log_prob(x, mean, logvar, param=param, bound=bound, event_ndim=dims)
     return -reference.reduce(log_prob, reduction)
 
 

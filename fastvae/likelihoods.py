@@ -113,8 +113,12 @@ class _Gaussian(Likelihood):
         return logvar if self.bound is None else self.bound(logvar)
 
     def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
-        logvar = self._bounded(self._logvar(*parts)).to(x.dtype)
-        return functional.gaussian_log_prob(x, parts[0], logvar, event_ndim=x.dim() - 1)
+        return self._log_prob_with(self._logvar(*parts), x, parts[0])
+
+    def _log_prob_with(self, logvar: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+        return functional.gaussian_log_prob(
+            x, mean, logvar.to(x.dtype), bound=self.bound, event_ndim=x.dim() - 1
+        )
 
     def _mean(self, *parts: Tensor) -> Tensor:
         return parts[0]
@@ -238,8 +242,8 @@ class OptimalGaussian(_Gaussian):
             self.batches += 1
             weight = (1 / self.batches).clamp(min=self.momentum)
             self.mse.lerp_(mse.to(self.mse.dtype), weight)
-        logvar = self._bounded(torch.log(mse if self.through_sigma else mse.detach()))
-        return functional.gaussian_log_prob(x, parts[0], logvar.to(x.dtype), event_ndim=x.dim() - 1)
+        logvar = torch.log(mse if self.through_sigma else mse.detach())
+        return self._log_prob_with(logvar, x, parts[0])
 
     def _logvar(self, mean: Tensor, *others: Tensor) -> Tensor:
         return torch.log(self.mse)

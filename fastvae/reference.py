@@ -10,6 +10,8 @@ With lv = ln sigma^2, element by element and then summed over the last `event_nd
 - KL(q || p) = 1/2 ((e^d - 1 - d) + (mu_q - mu_p)^2 e^{-lv_p}),  d = lv_q - lv_p
 - log N(x; m, e^lv) = -1/2 ((x - m)^2 e^{-lv} + lv + ln 2 pi)
 
+With a `bound`, lv of q and of the likelihood is what `Bound.__call__` gives.
+
 The noise is Philox4x32-10 (Salmon et al. 2011): key = the seed, counter = {column / 4, row low,
 row high, sample}; four words give the normals of four columns as two Box-Muller pairs. A row is an
 index along dimension 0, a column the C-order index inside its row, a sample the flat index in
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from ._arguments import (
     TensorLike,
+    check_bound,
     check_param,
     check_reduction,
     check_sample_shape,
@@ -34,6 +37,7 @@ from ._arguments import (
     gaussians,
     make_seed,
 )
+from .bounds import Bound
 
 __all__ = [
     "gaussian_log_prob",
@@ -52,16 +56,18 @@ def rsample(
     logvar: TensorLike,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     sample_shape: Sequence[int] = (),
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """See `fastvae.rsample`."""
     check_param(param)
+    check_bound(bound, param)
     (mu, logvar), shape = gaussian_arguments(mu=mu, logvar=logvar)
     sample_shape = check_sample_shape(sample_shape)
     seed = make_seed(seed, generator, mu.device, shape[0] if shape else None)
-    return _sample(mu, logvar, shape, param, sample_shape, seed)
+    return _sample(mu, _bounded(logvar, bound), shape, param, sample_shape, seed)
 
 
 def kl_divergence(
@@ -71,11 +77,14 @@ def kl_divergence(
     prior_logvar: TensorLike | None = None,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     event_ndim: int | None = None,
 ) -> Tensor:
     """See `fastvae.kl_divergence`."""
     check_param(param)
+    check_bound(bound, param)
     tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    tensors[1] = _bounded(tensors[1], bound)
     return _sum(_kl(tensors, param), shape, event_ndim)
 
 
@@ -86,14 +95,17 @@ def rsample_kl(
     prior_logvar: TensorLike | None = None,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     event_ndim: int | None = None,
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `fastvae.rsample_kl`."""
     check_param(param)
+    check_bound(bound, param)
     tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
     seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
+    tensors[1] = _bounded(tensors[1], bound)
     kl = _sum(_kl(tensors, param), shape, event_ndim)
     return _sample(tensors[0], tensors[1], shape, param, (), seed), kl
 
@@ -104,16 +116,18 @@ def gaussian_log_prob(
     logvar: TensorLike = 0.0,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     event_ndim: int | None = None,
 ) -> Tensor:
     """See `fastvae.gaussian_log_prob`."""
     check_param(param)
+    check_bound(bound, param)
     if isinstance(logvar, int | float):  # a number is not rounded to a half type
         (x, mean), shape = gaussian_arguments(x=x, mean=mean)
         logvar = torch.full((), logvar, dtype=_computed_in(x).dtype, device=x.device)
     else:
         (x, mean, logvar), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
-    h = log_sigma(logvar, param)
+    h = log_sigma(_bounded(logvar, bound), param)
     w = _standardize(_computed_in(x) - _computed_in(mean), h)
     log_prob = -0.5 * w * w - h - 0.5 * math.log(2 * math.pi)
     return _sum(log_prob, shape, event_ndim)
@@ -125,12 +139,13 @@ def gaussian_nll_loss(
     logvar: TensorLike = 0.0,
     *,
     param: str = "logvar",
+    bound: Bound | None = None,
     event_ndim: int | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """See `fastvae.gaussian_nll_loss`."""
     check_reduction(reduction)
-    log_prob = gaussian_log_prob(x, mean, logvar, param=param, event_ndim=event_ndim)
+    log_prob = gaussian_log_prob(x, mean, logvar, param=param, bound=bound, event_ndim=event_ndim)
     return -reduce(log_prob, reduction)
 
 
@@ -145,6 +160,10 @@ def reduce(values: Tensor, reduction: str) -> Tensor:
 def _computed_in(t: Tensor) -> Tensor:
     """Half types are computed in float32."""
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def _bounded(logvar: Tensor, bound: Bound | None) -> Tensor:
+    return logvar if bound is None else bound(_computed_in(logvar))
 
 
 def log_sigma(s: Tensor, param: str) -> Tensor:

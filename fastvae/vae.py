@@ -111,9 +111,7 @@ class VAE(nn.Module):
         if self.posterior is not None:
             q = self.posterior(params)
         else:
-            q = DiagonalGaussian.from_params(params, self.dim, param=self.param)
-            if self.bound is not None:
-                q = DiagonalGaussian(q.mu, self.bound(q.logvar))
+            q = DiagonalGaussian.from_params(params, self.dim, param=self.param, bound=self.bound)
         if self.latent_shape is not None and q.event_shape != self.latent_shape:
             raise ValueError(
                 f"encoder returned shape {list(params.shape)}, a latent_shape of "

@@ -18,6 +18,11 @@ import fastvae
 from fastvae import reference
 
 PARAMS = ("logvar", "log_std", "std", "var")
+BOUNDED = {
+    f"logvar, {kind} bound": fastvae.Bound(-0.5, 1.0, kind)
+    for kind in ("hard", "soft", "straight_through")
+}
+FORMS = (*PARAMS, *BOUNDED)  # ways to read a second argument, which tests take as `param`
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SEED = 20140423
 SHAPES = ((), (1,), (5,), (1, 1), (3, 1), (1, 9), (4, 20), (2, 3, 5), (2, 4, 3, 5))
@@ -73,7 +78,8 @@ class Op:
         event_ndim: int | None = None,
         seed: Tensor | int = SEED,
     ) -> tuple[Tensor, ...]:
-        options = {**self.options, "param": param}
+        bound = {"param": "logvar", "bound": BOUNDED[param]} if param in BOUNDED else {}
+        options = {**self.options, "param": param, **bound}
         if self.sums:
             options["event_ndim"] = event_ndim
         if self.draws:
@@ -84,6 +90,7 @@ class Op:
 
 def from_logvar(logvar: Tensor, param: str) -> Tensor:
     return {
+        **dict.fromkeys(BOUNDED, logvar),
         "logvar": logvar,
         "log_std": logvar / 2,
         "std": torch.exp(logvar / 2),

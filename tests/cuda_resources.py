@@ -105,6 +105,7 @@ class Kernel:
     width: int  # elements of an access
     logarithmic: bool
     one_scale: bool  # the scale of gaussian_log_prob is one value
+    bounded: bool
     registers: int
     local_bytes: int  # a thread's own memory: spilled registers, arrays with a computed index
     instructions: list[str] = field(repr=False)
@@ -115,6 +116,7 @@ class Kernel:
         form = "wide" if self.width > 1 else "single"
         form += ", log" if self.width > 1 and self.logarithmic else ""
         form += ", one scale" if self.one_scale else ""
+        form += ", bounded" if self.bounded else ""
         return f"{self.step} {TYPES[self.dtype]}, sums {self.sums}, {form}"
 
     @property
@@ -286,7 +288,7 @@ def _opcode(instruction: str) -> str:
 MANGLED = re.compile(
     r"generic\d+(?P<op>[A-Za-z]+)(?:ILi(?P<n>\d)E)?E?\d+(?P<step>ForwardBackward|Forward|Backward)E"
     r"(?P<type>f|d|13__nv_bfloat16|6__half)LNS_4SumsE(?P<sums>\d)"
-    r"ELi(?P<width>\d)ELb(?P<log>\d)ELb(?P<scale>\d)"
+    r"ELi(?P<width>\d)ELb(?P<log>\d)ELb(?P<scale>\d)ELb(?P<bounded>\d)"
 )
 
 
@@ -310,6 +312,7 @@ def parse(name: str, usage: str, section: str) -> Kernel | None:
         int(found["width"]),
         found["log"] == "1",
         found["scale"] == "1",
+        found["bounded"] == "1",
         int(re.search(r"REG:(\d+)", usage)[1]),
         sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
         instructions,
@@ -355,7 +358,7 @@ def markdown(found: list[Kernel]) -> str:
     for k in found:
         if not k.wide or not k.logarithmic or k.dtype in ("double", "__half"):
             continue
-        step = k.step + (", one scale" if k.one_scale else "")
+        step = k.step + (", one scale" if k.one_scale else "") + (", bounded" if k.bounded else "")
         lines.append(
             f"| {step} | {TYPES[k.dtype]} | {k.sums} | {k.registers} "
             f"| {k.blocks * BLOCK_THREADS // 32} | {k.slots_per_element:.0f} "

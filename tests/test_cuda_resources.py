@@ -31,6 +31,7 @@ def kernel(**changes: object) -> Kernel:
         "width": 1,
         "logarithmic": True,
         "one_scale": False,
+        "bounded": False,
         "registers": 64,
         "local_bytes": 0,
         "instructions": ["MOV R1, R2", *instructions],

@@ -15,8 +15,8 @@ import pytest
 import torch
 from cases import (
     DTYPES,
+    FORMS,
     OPS,
-    PARAMS,
     Op,
     assert_accurate,
     exact,
@@ -82,7 +82,7 @@ def cases(draw: Draw) -> Case:
     op = draw(st.sampled_from(OPS))
     sizes = st.sampled_from((3, 1, 2, 0, 4, 5, 8, 17, 33))
     shape = draw(st.lists(sizes, max_size=4))
-    param = draw(st.sampled_from(PARAMS))
+    param = draw(st.sampled_from(FORMS))
     dtype = draw(st.sampled_from(DTYPES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     tensors = []

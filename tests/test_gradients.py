@@ -10,10 +10,10 @@ import pytest
 import torch
 from cases import (
     DTYPES,
+    FORMS,
     LAYOUT_SHAPE,
     LAYOUTS,
     OPS,
-    PARAMS,
     SEED,
     SHAPES,
     Op,
@@ -34,7 +34,11 @@ from fastvae import reference
 BROADCAST = [op for op in OPS if op.scale_shape is not tuple]
 each_op = pytest.mark.parametrize("op", OPS, ids=op_id)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-each_param = pytest.mark.parametrize("param", PARAMS)
+each_param = pytest.mark.parametrize("param", FORMS)
+# Straight-through gradients are not derivatives.
+each_differentiable_param = pytest.mark.parametrize(
+    "param", [param for param in FORMS if "straight_through" not in param]
+)
 
 
 @each_op
@@ -230,7 +234,7 @@ def checked(op: Op, param: str) -> Callable[..., tuple[Tensor, ...]]:
 
 
 @each_op
-@each_param
+@each_differentiable_param
 def test_gradcheck(op: Op, param: str, device: torch.device) -> None:
     for shape in ((2, 3), (1, 2, 2)):
         leaves = [t.requires_grad_() for t in op.inputs(shape, torch.float64, param, device)]
@@ -238,7 +242,7 @@ def test_gradcheck(op: Op, param: str, device: torch.device) -> None:
 
 
 @each_op
-@each_param
+@each_differentiable_param
 def test_gradgradcheck(op: Op, param: str, device: torch.device) -> None:
     leaves = [t.requires_grad_() for t in op.inputs((2, 3), torch.float64, param, device)]
     assert gradgradcheck(checked(op, param), leaves)

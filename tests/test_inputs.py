@@ -134,6 +134,23 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
         ValueError,
         r"^param is 'sigma'; want one of 'logvar', 'log_std', 'std', 'var'$",
     ),
+    "a bound of no log-variance": (
+        [
+            lambda f: f.rsample(M, L, param="std", bound=fastvae.Bound()),
+            lambda f: f.kl_divergence(M, L, param="std", bound=fastvae.Bound()),
+            lambda f: f.rsample_kl(M, L, param="std", bound=fastvae.Bound()),
+            lambda f: f.gaussian_log_prob(M, L, 1.0, param="std", bound=fastvae.Bound()),
+            lambda f: f.gaussian_nll_loss(M, L, 1.0, param="std", bound=fastvae.Bound()),
+            lambda f: fastvae.DiagonalGaussian(M, L, param="std", bound=fastvae.Bound()),
+        ],
+        ValueError,
+        r"^bound is given and param is 'std'; want param='logvar' with it$",
+    ),
+    "a bound of another type": (
+        [lambda f: f.rsample(M, L, bound=(-30, 20)), lambda f: f.rsample_kl(M, L, bound=20.0)],
+        TypeError,
+        r"^bound is a (tuple|float); want a fastvae.Bound or None$",
+    ),
     "a param of another type": (
         [lambda f: f.rsample(M, L, param=0), lambda f: f.kl_divergence(M, L, param=["std"])],
         ValueError,

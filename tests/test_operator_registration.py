@@ -82,7 +82,8 @@ def operator_calls(
                     if used != shape:
                         continue
                     calls += [(rows(n), *arguments, 7)] if backward else [arguments]
-    return calls
+    # A bound is behind all else.
+    return [*calls, *((*arguments, [1.0, -0.5, 1.0]) for arguments in calls[-1:])]
 
 
 def tensors_of(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:

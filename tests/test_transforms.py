@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import OPS, PARAMS, SEED, Op, op_id
+from cases import FORMS, OPS, SEED, Op, op_id
 from models import mlp
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -19,7 +19,7 @@ import fastvae
 each_op = pytest.mark.parametrize("op", OPS, ids=op_id)
 # The formulas' noise and the kernels' differ by a few units in the last place of float32.
 near = functools.partial(assert_close, rtol=1e-6, atol=1e-6)
-each_param = pytest.mark.parametrize("param", PARAMS)
+each_param = pytest.mark.parametrize("param", FORMS)
 
 
 def scalar(op: Op, param: str = "logvar") -> Callable[..., Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import (
     DTYPES,
+    FORMS,
     LAYOUT_SHAPE,
     LAYOUTS,
     OPS,
@@ -32,7 +33,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @each_op
 @each_dtype
-@pytest.mark.parametrize("param", PARAMS)
+@pytest.mark.parametrize("param", FORMS)
 def test_values(op: Op, dtype: torch.dtype, param: str, device: torch.device) -> None:
     for shape in SHAPES:
         tensors = op.inputs(shape, dtype, param, device)

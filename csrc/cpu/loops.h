@@ -67,12 +67,27 @@ struct Cursor {
   }
 };
 
+// `n` numbers within the scale's bound, and the slopes. A function of its own, since the same
+// serves all ops; whole vectors are written.
+template <class T, class A>
+[[gnu::noinline]] void bound(const Scale& scale, const T* from, int n, A* to, A* slope) {
+  using V = Vec<A>;
+  for (int i = 0; i < n; i += kLanes) {
+    const V s = n - i >= kLanes ? load(from + i, static_cast<V*>(nullptr))
+                                : load_some(from + i, n - i, static_cast<V*>(nullptr));
+    const Bounded<V> bounded = scale.bounded(s);
+    store(to + i, bounded.s);
+    store(slope + i, bounded.slope);
+  }
+}
+
 template <class Op, class T>
 class Loop {
   using A = Accumulate<T>;
   using V = Vec<A>;
   static constexpr Step kStep = Op::step;
   static constexpr int I = kStep.inputs, O = kStep.outputs;
+  static constexpr int kBounded = kStep.bounded_input;
   using At = Cursor<I, O>;
 
  public:
@@ -188,6 +203,16 @@ class Loop {
     const float* eps = nullptr;
     if constexpr (kStep.noise) eps = draw(at, j, length, pieces);
 
+    // By `scale_`: a variable whose address is given away is not kept in registers.
+    const bool bounded = kBounded > 0 && scale.bounding != Bounding::none;
+    const int bounded_step = in[kBounded].p ? 1 : 0;
+    if (bounded && in[kBounded].p) {
+      bound(scale_, in[kBounded].p, n, bounded_, slope_);
+    } else if (bounded) {
+      store(bounded_, in[kBounded].same);
+      bound(scale_, bounded_, kLanes, bounded_, slope_);
+    }
+
     // Outputs go straight to memory, or to scratch_ to be scattered or reduced from there.
     T* direct[O > 0 ? O : 1];
     bool wanted[O > 0 ? O : 1];
@@ -203,8 +228,9 @@ class Loop {
     const bool keep_values = kStep.value && (row_sums || !plan_.unit_sums);
     V sum(0);
 
-    const auto vectors = [&]<bool kOneScale>() __attribute__((always_inline)) {
-      const V one_scale = in[kOneScale ? kStep.scale_input : 0].same;
+    const auto vectors = [&]<bool kOneScale, bool kIsBounded>() __attribute__((always_inline)) {
+      const V one_scale = kOneScale && kIsBounded ? load_same(bounded_)
+                                                  : in[kOneScale ? kStep.scale_input : 0].same;
       for (int i = 0; i < n; i += kLanes) {
         const int m = n - i;
         const bool whole = m >= kLanes;
@@ -219,7 +245,12 @@ class Loop {
         if constexpr (kStep.row_grad) g = row_grad.get(i);
         // The noise buffer is longer than the block, so its last vector is always whole.
         if constexpr (kStep.noise) e = load(eps + i, static_cast<V*>(nullptr));
+        if (kIsBounded && !kOneScale) x[kBounded] = load_same(bounded_ + i * bounded_step);
         const V v = Op::apply(scale, x, g, e, y);
+        if constexpr (kIsBounded && kBounded < O) {
+          const V slope = load_same(slope_ + i * bounded_step);
+          y[kBounded] = scale.bounded_backward(slope, y[kBounded]);
+        }
         if constexpr (kStep.value) {
           if (keep_values)
             store(values_ + i, v);
@@ -235,14 +266,21 @@ class Loop {
         }
       }
     };
-    // The compiler moves what follows from the scale alone out of the loop.
+    // Loops of their own, so that what has no bound does not pay for it. And the compiler moves
+    // what follows from the scale alone out of the loop.
+    const auto bounded_or_not = [&]<bool kOneScale>() __attribute__((always_inline)) {
+      if (bounded)
+        vectors.template operator()<kOneScale, (kBounded > 0)>();
+      else
+        vectors.template operator()<kOneScale, false>();
+    };
     if constexpr (kStep.scale_input > 0) {
       if (in[kStep.scale_input].p)
-        vectors.template operator()<false>();
+        bounded_or_not.template operator()<false>();
       else
-        vectors.template operator()<true>();
+        bounded_or_not.template operator()<true>();
     } else {
-      vectors.template operator()<false>();
+      bounded_or_not.template operator()<false>();
     }
 
     if constexpr (kStep.value) {
@@ -319,6 +357,7 @@ class Loop {
   double total_ = 0;  // over blocks, whose own sums have at most kBlock / kLanes terms a lane
   alignas(64) T in_[I][kGathered];
   alignas(64) A row_grad_[kGathered];
+  alignas(64) A bounded_[kBounded > 0 ? kGathered : 1], slope_[kBounded > 0 ? kGathered : 1];
   alignas(64) float noise_[kStep.noise ? 2 * kBlock + 2 * kNormalsPerStep : 1];
   alignas(64) A values_[kStep.value ? kBlock + kLanes : 1];
   alignas(64) A scratch_[O > 0 ? O : 1][kBlock + kLanes];

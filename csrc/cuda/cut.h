@@ -35,7 +35,9 @@ enum class Sums : int {
 
 // Which kernels with wide accesses there are. All else goes element by element: forms that are
 // rare, and operands that are not aligned or have one value for a whole piece.
-constexpr bool has_wide_kernel(const Step& step, Sums sums, bool logarithmic, bool one_scale) {
+constexpr bool has_wide_kernel(const Step& step, Sums sums, bool logarithmic, bool one_scale,
+                               bool bounded) {
+  if (bounded && (step.bounded_input == 0 || !logarithmic)) return false;
   if (one_scale && (step.scale_input == 0 || sums == Sums::columns)) return false;
   return logarithmic || sums == (step.value ? Sums::rows : Sums::none);
 }

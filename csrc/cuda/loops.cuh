@@ -18,7 +18,8 @@ namespace fastvae {
 
 // What is known of a plan when its kernel is compiled. `N` is the width of an access. Kernels of
 // single elements leave the rest to run time.
-template <class Op_, class T_, Sums kSums_, int N_, bool kLogarithmic_, bool kOneScale_>
+template <class Op_, class T_, Sums kSums_, int N_, bool kLogarithmic_, bool kOneScale_,
+          bool kBounded_>
 struct Variant {
   using Op = Op_;
   using T = T_;
@@ -29,7 +30,9 @@ struct Variant {
   static constexpr int K = accesses_in_flight(kStep);
   static constexpr int kScale = kOneScale_ ? kStep.scale_input : -1;  // which input that is
 
-  using Single = Variant<Op, T, kSums, 1, false, false>;
+  static constexpr int kBounded = kBounded_ || N == 1 ? kStep.bounded_input : 0;  // or no bound
+
+  using Single = Variant<Op, T, kSums, 1, false, false, false>;
 
   __device__ static Scale scale(const Plan& plan) {
     Scale scale{plan.scale};
@@ -51,12 +54,14 @@ struct Variant {
 template <class V>
 struct Shared {
   using A = typename V::A;
-  A scale = 0, row_grad = 0;
+  Bounded<A> scale{0, 1};
+  A row_grad = 0;
 
   __device__ Shared(const Plan& plan, const Piece<typename V::Op, typename V::T>& piece) {
     if constexpr (V::kScale > 0) {
       const Input& from = plan.input[V::kScale];
-      scale = from.data ? A(widen(*piece.input[V::kScale])) : A(from.constant);
+      scale.s = from.data ? A(widen(*piece.input[V::kScale])) : A(from.constant);
+      if constexpr (V::kBounded > 0) scale = V::scale(plan).bounded(scale.s);
     }
     if (V::kStep.row_grad && plan.row_grad.layout.inner == 0) row_grad = *piece.row_grad;
   }
@@ -103,12 +108,19 @@ struct Access {
     for (int e = 0; e < N; ++e) {
       A x[I], y[O];
 #pragma unroll
-      for (int k = 0; k < I; ++k) x[k] = k == V::kScale ? shared.scale : A(widen(in[k].x[e]));
+      for (int k = 0; k < I; ++k) x[k] = k == V::kScale ? shared.scale.s : A(widen(in[k].x[e]));
       if constexpr (N == 1 && V::kStep.scale_input > 0) {
         const Input& from = plan.input[V::kStep.scale_input];
         if (!from.data) x[V::kStep.scale_input] = A(from.constant);
       }
+      Bounded<A> bounded = shared.scale;
+      if constexpr (V::kBounded > 0) {
+        if (V::kScale != V::kBounded) bounded = scale.bounded(x[V::kBounded]);
+        x[V::kBounded] = bounded.s;
+      }
       value[e] = V::Op::apply(scale, x, grad.x[e], A(eps[e]), y);
+      if constexpr (V::kBounded > 0 && V::kBounded < V::kStep.outputs)
+        y[V::kBounded] = scale.bounded_backward(bounded.slope, y[V::kBounded]);
 #pragma unroll
       for (int k = 0; k < V::kStep.outputs; ++k) {
         terms[k][e] = y[k];
@@ -299,19 +311,27 @@ cudaError_t start(const Plan& plan, const Cut& cut, cudaStream_t stream) {
 template <class Op, class T, Sums kSums>
 cudaError_t launch_for(const Plan& plan, const Cut& cut, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  const auto wide = [&]<bool kLogarithmic, bool kOneScale>() {
-    if constexpr (kWidth<T> > 1 && has_wide_kernel(Op::step, kSums, kLogarithmic, kOneScale)) {
-      if (plan.scale.logarithmic != kLogarithmic || cut.one_scale != kOneScale) return false;
-      error = start<Variant<Op, T, kSums, kWidth<T>, kLogarithmic, kOneScale>>(plan, cut, stream);
+  const bool bounded = plan.scale.bounding != Bounding::none;
+  const auto wide = [&]<bool kLogarithmic, bool kOneScale, bool kBounded>() {
+    if constexpr (kWidth<T> > 1 &&
+                  has_wide_kernel(Op::step, kSums, kLogarithmic, kOneScale, kBounded)) {
+      if (plan.scale.logarithmic != kLogarithmic || cut.one_scale != kOneScale ||
+          bounded != kBounded)
+        return false;
+      error = start<Variant<Op, T, kSums, kWidth<T>, kLogarithmic, kOneScale, kBounded>>(plan, cut,
+                                                                                         stream);
       return true;
     }
     return false;
   };
-  if (cut.wide &&
-      (wide.template operator()<true, false>() || wide.template operator()<false, false>() ||
-       wide.template operator()<true, true>() || wide.template operator()<false, true>()))
+  const auto any_wide = [&]<bool kOneScale>() {
+    return wide.template operator()<true, kOneScale, false>() ||
+           wide.template operator()<true, kOneScale, true>() ||
+           wide.template operator()<false, kOneScale, false>();
+  };
+  if (cut.wide && (any_wide.template operator()<false>() || any_wide.template operator()<true>()))
     return error;
-  return start<Variant<Op, T, kSums, 1, false, false>>(plan, cut, stream);
+  return start<Variant<Op, T, kSums, 1, false, false, false>>(plan, cut, stream);
 }
 
 template <class Op, class T>
