@@ -81,6 +81,14 @@ template <class T, class A>
   }
 }
 
+// The gradients by these numbers, from those by what the bound left of them.
+template <class A>
+[[gnu::noinline]] void bound_backward(const Scale& scale, const A* slope, int step, int n,
+                                      A* grad) {
+  for (int i = 0; i < n; i += kLanes)
+    store(grad + i, scale.bounded_backward(load_same(slope + i * step), load_same(grad + i)));
+}
+
 template <class Op, class T>
 class Loop {
   using A = Accumulate<T>;
@@ -213,14 +221,15 @@ class Loop {
       bound(scale_, bounded_, kLanes, bounded_, slope_);
     }
 
-    // Outputs go straight to memory, or to scratch_ to be scattered or reduced from there.
+    // Outputs go straight to memory, or to scratch_ to be scattered or reduced from there; so does
+    // the gradient that has to go through the bound first.
     T* direct[O > 0 ? O : 1];
     bool wanted[O > 0 ? O : 1];
     for (int k = 0; k < O; ++k) {
       const Output& out = plan_.output[k];
       const bool follows =
           pieces == 1 || (out.layout.inner == 1 && At::step(plan_, out.layout) == length);
-      direct[k] = out.mode == Mode::full && follows
+      direct[k] = out.mode == Mode::full && follows && !(bounded && k == kBounded)
                       ? static_cast<T*>(out.data) + at.offset[At::kOutput + k] + j
                       : nullptr;
       wanted[k] = out.mode != Mode::discard;
@@ -228,9 +237,9 @@ class Loop {
     const bool keep_values = kStep.value && (row_sums || !plan_.unit_sums);
     V sum(0);
 
-    const auto vectors = [&]<bool kOneScale, bool kIsBounded>() __attribute__((always_inline)) {
-      const V one_scale = kOneScale && kIsBounded ? load_same(bounded_)
-                                                  : in[kOneScale ? kStep.scale_input : 0].same;
+    const auto vectors = [&]<bool kOneScale>() __attribute__((always_inline)) {
+      const V one_scale =
+          kOneScale && bounded ? load_same(bounded_) : in[kOneScale ? kStep.scale_input : 0].same;
       for (int i = 0; i < n; i += kLanes) {
         const int m = n - i;
         const bool whole = m >= kLanes;
@@ -245,12 +254,8 @@ class Loop {
         if constexpr (kStep.row_grad) g = row_grad.get(i);
         // The noise buffer is longer than the block, so its last vector is always whole.
         if constexpr (kStep.noise) e = load(eps + i, static_cast<V*>(nullptr));
-        if (kIsBounded && !kOneScale) x[kBounded] = load_same(bounded_ + i * bounded_step);
+        if (!kOneScale && bounded) x[kBounded] = load_same(bounded_ + i * bounded_step);
         const V v = Op::apply(scale, x, g, e, y);
-        if constexpr (kIsBounded && kBounded < O) {
-          const V slope = load_same(slope_ + i * bounded_step);
-          y[kBounded] = scale.bounded_backward(slope, y[kBounded]);
-        }
         if constexpr (kStep.value) {
           if (keep_values)
             store(values_ + i, v);
@@ -266,21 +271,14 @@ class Loop {
         }
       }
     };
-    // Loops of their own, so that what has no bound does not pay for it. And the compiler moves
-    // what follows from the scale alone out of the loop.
-    const auto bounded_or_not = [&]<bool kOneScale>() __attribute__((always_inline)) {
-      if (bounded)
-        vectors.template operator()<kOneScale, (kBounded > 0)>();
-      else
-        vectors.template operator()<kOneScale, false>();
-    };
+    // The compiler moves what follows from the scale alone out of the loop.
     if constexpr (kStep.scale_input > 0) {
       if (in[kStep.scale_input].p)
-        bounded_or_not.template operator()<false>();
+        vectors.template operator()<false>();
       else
-        bounded_or_not.template operator()<true>();
+        vectors.template operator()<true>();
     } else {
-      bounded_or_not.template operator()<false>();
+      vectors.template operator()<false>();
     }
 
     if constexpr (kStep.value) {
@@ -292,6 +290,9 @@ class Loop {
       else
         total_ += sum_lanes(sum);
     }
+    if constexpr (kBounded > 0 && kBounded < O)
+      if (bounded && wanted[kBounded])
+        bound_backward(scale_, slope_, bounded_step, n, scratch_[kBounded]);
     for (int k = 0; k < O; ++k) {
       const Output& out = plan_.output[k];
       if (direct[k] || !wanted[k]) continue;
