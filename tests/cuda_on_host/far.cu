@@ -56,7 +56,7 @@ bool right(int64_t rows, int64_t parts, int64_t inner) {
   for (const int64_t i : {int64_t(0), count / 2 / inner * inner, count - inner, count - 5}) {
     const int64_t unit = i / inner * cut.segments.divisor + i % inner / cut.segment_size;
     blockIdx.x = unsigned(unit / groups);
-    using V = Variant<Op, T, Sums::none, kWide ? kWidth<T> : 1, true, false>;
+    using V = Variant<Op, T, Sums::none, kWide ? kWidth<T> : 1, true, false, false>;
     cuda_on_host::block().run(kBlockThreads, false, [&] { loop<V>(plan, cut); });
     for (int64_t k = i; k < i + 5; ++k) {
       T expected;
