@@ -4,8 +4,7 @@
 #               and docs/bench.png (with options, such as ARGS=--targets: into a new file here)
 # make build    compile what changed and say what was built
 # make lint     all static checks           make format   format Python, C++ and CUDA
-# make sanitize the CUDA loops, compiled for the CPU, under AddressSanitizer and UBSan
-# make asan     the CPU kernels under AddressSanitizer and UBSan, in build/asan
+# make sanitize all kernels under sanitizers (in part: make asan, make tsan)
 # make soak     100,000 training steps, and a run killed 20 times
 # make fuzz     10,000 random calls, native against reference (more: ARGS="--hypothesis-seed=1")
 # make gpu      build here with the torch of $(PYTHON), without .venv; then tests, compute-sanitizer
@@ -25,7 +24,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench sanitize asan soak fuzz build lint format gpu cuda-report clean
+.PHONY: train test bench sanitize asan tsan soak fuzz build lint format gpu cuda-report clean
 
 train: $(VENV)/train.done $(VENV)/build.done
 	$(BIN)/python -m fastvae train $(ARGS)
@@ -36,22 +35,12 @@ test: $(VENV)/test.done $(VENV)/build.done
 bench: $(VENV)/bench.done $(VENV)/build.done
 	$(BIN)/python -m fastvae bench $(or $(ARGS),--output benchmarks/results --figure docs/bench.png)
 
-sanitize: $(VENV)/test.done $(VENV)/build.done
-	FASTVAE_SANITIZE=1 $(BIN)/python -m pytest -q tests/test_cuda_on_host.py $(ARGS)
-
-# In a copy: the objects of the ordinary build stay as they are.
-ASAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
-ASAN_TESTS := $(addprefix tests/test_,operators.py inputs.py extremes.py broadcasting.py values.py \
-  gradients.py noise.py packed.py poison.py)
-asan: $(VENV)/test.done
-	mkdir -p build/asan
-	cp -ru setup.py pyproject.toml README.md LICENSE csrc fastvae tests build/asan/
-	sed -i s/-O3/-O1/ build/asan/setup.py # else it compiles for a long time
-	cd build/asan && rm -f fastvae/_C.* && FASTVAE_CUDA=0 CFLAGS="$(ASAN_FLAGS)" \
-	  LDFLAGS="$(ASAN_FLAGS)" $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
-	cd build/asan && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) \
-	  $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$$PWD \
-	  $(abspath $(BIN))/python -m pytest -q $(or $(ARGS),$(ASAN_TESTS))
+# asan: AddressSanitizer and UBSan, on the CPU loops and the CUDA loops, compiled for the CPU;
+# tsan: ThreadSanitizer on the CPU loops.
+asan: override ARGS += -k asan
+tsan: override ARGS += -k tsan
+sanitize asan tsan: $(VENV)/test.done $(VENV)/build.done
+	FASTVAE_SANITIZE=1 $(BIN)/python -m pytest -q tests/test_sanitizers.py $(ARGS)
 
 soak: $(VENV)/test.done $(VENV)/build.done
 	$(BIN)/python tests/soak.py $(ARGS)

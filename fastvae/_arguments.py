@@ -195,6 +195,13 @@ def make_seed(
     `batch` is the size of dimension 0, the only length that a per-row seed may have.
     """
     if seed is None:
+        if generator is not None and torch.compiler.is_compiling():
+            # No graph holds a generator, for PyTorch's own ops neither: an error if one graph is
+            # demanded (fullgraph=True), else this call runs between two graphs.
+            torch._dynamo.graph_break(
+                msg="generator= cannot be compiled; want seed=fastvae.draw_seed(generator), drawn "
+                "outside of the compiled function and passed to it"
+            )
         return _draw(device, generator)
     if generator is not None:
         raise ValueError("seed and generator are both given; want one of them")

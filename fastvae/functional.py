@@ -17,7 +17,8 @@ All values are in nats. In every op:
   in place.
 - `seed` is an int64 tensor on the input's device, 0-d or one for each index along dimension 0, or
   an int; by default it is drawn from `generator` or PyTorch's own. One seed gives the same noise on
-  every device, instruction set and number of threads.
+  every device, instruction set and number of threads. Inside `torch.compile(fullgraph=True)` no
+  generator can be given: pass `seed=draw_seed(generator)`, drawn outside.
 - Wrong dtypes raise TypeError, wrong shapes, devices and names ValueError. Values are not checked:
   a negative std gives NaN.
 

@@ -52,24 +52,60 @@ def test_subclasses_stay_what_they_are(op: Op, backend: str, device: torch.devic
     assert all(g.shape == t.shape for g, t in zip(grads, tensors, strict=True))
 
 
-def test_torch_function_sees_the_op(device: torch.device) -> None:
+class Doubled(Tensor):
+    """A subclass that has its own idea of the ops of fastvae."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = super().__torch_function__(func, types, args, kwargs or {})
+        if not str(func).startswith("fastvae.") or "backward" in str(func):
+            return results
+        return tuple(2 * y for y in results) if isinstance(results, tuple | list) else 2 * results
+
+
+class Watch(TorchFunctionMode):
+    """A mode that sees every function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@each_op
+@pytest.mark.parametrize("grad", [False, True], ids=["no grad", "grad"])
+def test_torch_function_is_honoured(op: Op, grad: bool, device: torch.device) -> None:
+    tensors = [t.requires_grad_(grad) for t in op.inputs((3, 4), device=device)]
+    right = op(fastvae, tensors)
+    name = f"fastvae.{op.function}"
+
     Recorded.seen = []
-    mu = torch.zeros(3, 4, device=device).as_subclass(Recorded)
-    fastvae.rsample_kl(mu, mu)
-    assert any("fastvae.rsample_kl" in name for name in Recorded.seen)
+    op(fastvae, [t.detach().as_subclass(Recorded).requires_grad_(grad) for t in tensors])
+    assert any(name in func for func in Recorded.seen)
+
+    doubled = op(fastvae, [t.detach().as_subclass(Doubled).requires_grad_(grad) for t in tensors])
+    for y, value in zip(doubled, right, strict=True):
+        assert torch.equal(y.detach().as_subclass(Tensor), 2 * value)
+
+    with Watch() as mode:
+        found = op(fastvae, tensors)
+    assert any(name in func for func in mode.seen)
+    assert all(torch.equal(y, value) for y, value in zip(found, right, strict=True))
 
 
-def test_a_mode_sees_the_op(device: torch.device) -> None:
-    seen = []
+def test_a_class_like_a_tensor_is_refused_by_name() -> None:
+    class Like:
+        """What PyTorch's own functions would hand themselves over to."""
 
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            seen.append(str(func))
-            return func(*args, **(kwargs or {}))
+        @classmethod
+        def __torch_function__(cls, *_: Any) -> Any:
+            raise AssertionError
 
-    with Watch():
-        fastvae.kl_divergence(torch.zeros(3, 4, device=device), 0.0)
-    assert any("fastvae.kl_divergence" in name for name in seen)
+    with pytest.raises(TypeError, match="logvar is a Like; want a tensor or a number"):
+        fastvae.rsample(torch.zeros(3), Like())
 
 
 @each_op

@@ -140,6 +140,27 @@ def test_a_compiled_training_step(device: torch.device) -> None:
         assert not torch.equal(compiled(x).z, compiled(x).z)
 
 
+@pytest.mark.parametrize("function", ["rsample", "rsample_kl"])
+def test_a_generator_breaks_the_graph_or_is_refused(function: str) -> None:
+    """As with PyTorch's own ops, no graph holds a generator; but the error says what to do."""
+    mu = torch.zeros(4, 3)
+
+    def draw(generator: torch.Generator) -> Tensor:
+        return torch.cat(
+            [y.flatten() for y in getattr(fastvae, function)(mu, mu, generator=generator)]
+        )
+
+    right = draw(torch.Generator().manual_seed(1))
+    compiled = torch.compile(draw, backend="aot_eager")
+    assert torch.equal(compiled(torch.Generator().manual_seed(1)), right)
+    torch._dynamo.reset()
+    whole = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    with pytest.raises(
+        torch._dynamo.exc.Unsupported, match="generator= cannot be compiled; want seed="
+    ):
+        whole(torch.Generator().manual_seed(1))
+
+
 # ---- Export --------------------------------------------------------------------------------------
 
 

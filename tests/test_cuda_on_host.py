@@ -1,53 +1,35 @@
-"""The CUDA loops, compiled for the CPU (tests/cuda_on_host), give what the CPU's own loops give.
-
-With FASTVAE_SANITIZE=1 everything here runs under AddressSanitizer and UndefinedBehaviorSanitizer.
-"""
+"""The CUDA loops, compiled for the CPU (tests/cuda_on_host), give what the CPU's own loops give."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
+import builds
 import numpy as np
 import pytest
-from cuda_on_host import build
+from builds import PYTEST, at_once, run
 from cuda_on_host.bits import bits
 
 import fastvae
 
 HERE = Path(__file__).parent
-SANITIZE = os.environ.get("FASTVAE_SANITIZE") == "1"
 TABLES = ("gradients", "values", "noise", "packed", "broadcasting", "extremes", "nll_loss")
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="fibers and linking are those of Linux"),
-    pytest.mark.skipif(shutil.which(build.CXX) is None, reason=f"there is no {build.CXX}"),
+    pytest.mark.skipif(shutil.which(builds.CXX) is None, reason=f"there is no {builds.CXX}"),
     pytest.mark.skipif(not fastvae.backend.native_enabled(), reason="nothing to compare with"),
 ]
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return build.build(SANITIZE)
-
-
-def run(folder: Path, *command: object, **settings: str) -> str:
-    """The output of a command to which `import fastvae` means the package in `folder`."""
-    done = subprocess.run(
-        [str(word) for word in command],
-        # The loops run in one thread; others would only wait, and at the cost of it.
-        env=build.environment(folder) | {"OMP_NUM_THREADS": "1"} | settings,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{done.stdout[-10000:]}\n{done.stderr[-10000:]}"
-    return done.stdout
+    return builds.build("cuda")
 
 
 def bits_in(folder: Path, file: Path, **settings: str) -> dict[str, np.ndarray]:
@@ -68,12 +50,10 @@ def on_host(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="module")
 def tables(folder: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[str]]]:
-    """The output of each table that is wanted; on all cores, since each needs but one."""
-    options = ("-q", "-x", "-p", "no:cacheprovider", "-c", build.ROOT / "pyproject.toml")
-    pytest_ = (sys.executable, "-m", "pytest", *options)
+    """The output of each table that is wanted."""
     wanted = [i.callspec.params["name"] for i in request.session.items if "test_table[" in i.name]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield {n: pool.submit(run, folder, *pytest_, HERE / f"test_{n}.py") for n in wanted}
+    with at_once({n: partial(run, folder, *PYTEST, HERE / f"test_{n}.py") for n in wanted}) as jobs:
+        yield jobs
 
 
 @pytest.mark.parametrize("name", TABLES)
