@@ -25,8 +25,9 @@ HERE = Path(__file__).parent
 TABLE = f"import sys; sys.path.insert(0, {str(HERE)!r}); from {{0}} import {{1}}; {{1}}()"
 CPU_TABLE = (sys.executable, "-c", TABLE.format("fingerprint", "fingerprint"))
 CUDA_TABLE = (sys.executable, "-c", TABLE.format("cuda_on_host.bits", "bits"))
-# Every width, empty tensors, broadcasting, values at the limits; not what the tables above have.
-OTHERS = (*PYTEST, "-k", "not test_values[ and not test_gradients[ and not layouts")
+# Every width, empty tensors, broadcasting, values at the limits: what the tables above do not have.
+ELSEWHERE = ("test_values[", "test_gradients[", "layouts", "gradcheck", "rejects")
+OTHERS = (*PYTEST, "-k", " and ".join(f"not {word}" for word in ELSEWHERE))
 FILES = ("gradients", "values", "broadcasting", "packed", "extremes", "nll_loss")
 
 JOBS = {

@@ -101,14 +101,21 @@ def test_workers_of_a_data_loader(start: str) -> None:
 
 
 FORKED = """
-import os, sys, torch, fastvae
+import os, signal, sys, torch, fastvae
+
+mu, scale, ones = torch.zeros(64, 20000), torch.zeros((), requires_grad=True), torch.ones(64)
+
+def work():  # rows for each thread, then a gradient that is reduced in several slots
+    log_prob = fastvae.gaussian_log_prob(mu, 0.0, scale)
+    return *fastvae.rsample_kl(mu, mu, seed=1), *torch.autograd.grad(log_prob, scale, ones)
+
 torch.set_num_threads(2)
-mu = torch.zeros(64, 20000)
-right = fastvae.rsample_kl(mu, mu, seed=1)
+right = work()
 pid = os.fork()
 if pid == 0:
-    torch.set_num_threads(1)
-    found = fastvae.rsample_kl(mu, mu, seed=1)
+    signal.alarm(30)  # ends a child that hangs
+    found = work()
+    torch.set_num_threads(1)  # PyTorch's own ops would hang
     os._exit(0 if all(map(torch.equal, found, right)) else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
@@ -116,7 +123,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_fork_after_use() -> None:
-    """On one thread, as in the workers of a DataLoader: OpenMP's own threads do not survive."""
+    """OpenMP's threads do not survive: the child computes on one."""
     subprocess.run(
         [sys.executable, "-c", FORKED],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

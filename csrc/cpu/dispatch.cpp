@@ -6,6 +6,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
+#ifndef _WIN32
+#include <pthread.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -41,6 +44,22 @@ Capability find_capability() {
 const Capability& capability() {
   static const Capability found = find_capability();
   return found;
+}
+
+// OpenMP's threads do not survive a fork: libgomp would wait for them for ever in the child of a
+// process that has used them.
+bool threads_survive() {
+  static bool lost = false;
+#ifndef _WIN32
+  static const int watched = pthread_atfork(nullptr, nullptr, [] { lost = true; });
+  (void)watched;
+#endif
+  return !lost;
+}
+
+template <class F>
+void parallel_for(int64_t n, int64_t grain, const F& f) {
+  threads_survive() ? torch::stable::parallel_for(0, n, grain, f) : f(0, n);
 }
 
 template <class From, class To>
@@ -81,12 +100,12 @@ void run_on_cpu(int step, DType dtype, const Plan& plan) {
         kernel(plan, s * plan.units / plan.slots, (s + 1) * plan.units / plan.slots, s);
     };
     if (plan.slots == 1) return slots(0, 1);
-    return torch::stable::parallel_for(0, plan.slots, 1, slots);
+    return parallel_for(plan.slots, 1, slots);
   }
   if (elements <= kGrain) return kernel(plan, 0, plan.units, 0);
   const int64_t unit = std::max<int64_t>(1, elements / plan.units);
-  torch::stable::parallel_for(0, plan.units, std::max<int64_t>(1, kGrain / unit),
-                              [&](int64_t begin, int64_t end) { kernel(plan, begin, end, 0); });
+  parallel_for(plan.units, std::max<int64_t>(1, kGrain / unit),
+               [&](int64_t begin, int64_t end) { kernel(plan, begin, end, 0); });
 }
 
 void add_on_cpu(DType from_type, const void* from, int64_t stride, int64_t count, int64_t step,
