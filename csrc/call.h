@@ -102,7 +102,7 @@ class Call {
   void make_dense(Operand& operand) const;
   void* address(const Operand& operand, DType dtype) const;
   bool collapse(const Step& step);
-  void cut();
+  void cut(const Step& step);
   bool on_cpu() const;
   void point(Gradient& gradient, Output& output);
   void finish(Gradient& gradient, const Output& output);

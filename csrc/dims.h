@@ -85,7 +85,7 @@ inline Dims contiguous_strides(const Dims& sizes) {
   int64_t stride = 1;
   for (int d = int(sizes.size()) - 1; d >= 0; --d) {
     strides[d] = stride;
-    stride *= sizes[d];
+    stride *= std::max<int64_t>(sizes[d], 1);  // as PyTorch has it
   }
   return strides;
 }

@@ -242,6 +242,75 @@ struct RsampleKL {
   };
 };
 
+// ---- z and the log-ratio ln p(z) - ln q(z) in one pass ------------------------------------------
+// h_q - h_p + 1/2 (eps^2 - w^2),  w = (z - mu_p) / sigma_p. Since z is mu + sigma eps, eps stands
+// for (z - mu) / sigma, which would lose what z was rounded to.
+
+template <class V>
+struct LogRatio {
+  V z, sigma, w, inverse_prior_sigma;
+};
+
+template <class V>
+FASTVAE_INLINE LogRatio<V> log_ratio(Scale scale, const V (&q)[2], V eps) {
+  const V sigma = scale.sigma(q[1]), z = fma(sigma, eps, q[0]);
+  return {z, sigma, z, V(1)};
+}
+
+template <class V>
+FASTVAE_INLINE LogRatio<V> log_ratio(Scale scale, const V (&qp)[4], V eps) {
+  const auto& [mu, s, prior_mu, prior_s] = qp;
+  const V sigma = scale.sigma(s), inverse = scale.inverse_sigma(prior_s);
+  // Not z - mu_p, which has the error of rounding z: large where |mu| >> sigma.
+  const V w = scale.standardize(fma(sigma, eps, mu - prior_mu), inverse);
+  return {fma(sigma, eps, mu), sigma, w, inverse};
+}
+
+template <int N>
+struct RsampleLogRatio {
+  struct Forward {
+    static constexpr Step step{
+        .inputs = N, .outputs = 1, .noise = true, .value = true, .bounded_input = 1};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V, V eps, V (&out)[1]) {
+      const LogRatio<V> r = log_ratio(scale, in, eps);
+      V h = scale.log_sigma(in[1]);
+      if constexpr (N == 4) h = h - scale.log_sigma(in[3]);
+      out[0] = r.z;
+      return fma(V(0.5) * (eps - r.w), eps + r.w, h);
+    }
+  };
+  // d/dz (ln p(z) - ln q(z; mu, sigma constant)) is -w / sigma_p + eps / sigma. What the parameters
+  // of ln q contribute besides, the score, is -eps / sigma for mu and 1 - eps^2 for h: in all 0 and
+  // 1, which is the gradient without `kPath`.
+  template <bool kPath>
+  struct BackwardOf {
+    static constexpr Step step{
+        .inputs = N + 1, .outputs = N, .noise = true, .row_grad = true, .bounded_input = 1};
+    template <class V>
+    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N + 1], V grad_ratio, V eps,
+                                  V (&out)[N]) {
+      V gaussians[N];
+      for (int i = 0; i < N; ++i) gaussians[i] = in[i];
+      const V &s = in[1], &grad_z = in[N];
+      const LogRatio<V> r = log_ratio(scale, gaussians, eps);
+      const V pull = scale.standardize(r.w, r.inverse_prior_sigma);
+      V slope = V(0) - pull;
+      if constexpr (kPath) slope = slope + eps / r.sigma;
+      out[0] = fma(grad_ratio, slope, grad_z);
+      out[1] = out[0] * eps * scale.sigma_slope(s);
+      if constexpr (!kPath) out[1] = fma(grad_ratio, scale.log_sigma_slope(s), out[1]);
+      if constexpr (N == 4) {
+        out[2] = grad_ratio * pull;
+        out[3] = grad_ratio * fma(r.w, r.w, V(-1)) * scale.log_sigma_slope(in[3]);
+      }
+      return V(0);
+    }
+  };
+  struct Backward : BackwardOf<false> {};
+  struct PathBackward : BackwardOf<true> {};
+};
+
 // ---- log N(x; mean, sigma^2) --------------------------------------------------------------------
 // -1/2 w^2 - h - 1/2 ln 2 pi,  w = (x - mean) / sigma
 
@@ -297,7 +366,10 @@ using Steps =
     List<Rsample::Forward, Rsample::Backward, KLDivergence<2>::Forward, KLDivergence<2>::Backward,
          KLDivergence<4>::Forward, KLDivergence<4>::Backward, RsampleKL<2>::Forward,
          RsampleKL<2>::Backward, RsampleKL<4>::Forward, RsampleKL<4>::Backward,
-         GaussianLogProb::Forward, GaussianLogProb::Backward, GaussianLogProb::ForwardBackward>;
+         RsampleLogRatio<2>::Forward, RsampleLogRatio<2>::Backward,
+         RsampleLogRatio<2>::PathBackward, RsampleLogRatio<4>::Forward,
+         RsampleLogRatio<4>::Backward, RsampleLogRatio<4>::PathBackward, GaussianLogProb::Forward,
+         GaussianLogProb::Backward, GaussianLogProb::ForwardBackward>;
 
 template <class... S>
 constexpr int length(List<S...>) {

@@ -8,6 +8,7 @@
 #include "call.h"
 #include "cpu/dispatch.h"
 #include "cuda/dispatch.h"
+#include "rows.h"
 
 namespace fastvae {
 namespace {
@@ -17,6 +18,9 @@ constexpr int64_t kUnit = 8192;
 // Slices in which a broadcast operand's gradient is accumulated, each of at least `kUnit` elements:
 // the parallelism of that case.
 constexpr int64_t kMaxSlots = 64;
+// Or a slot sums whole rows of the largest such gradient, if there are so many to share out and
+// each fills the kernel's blocks.
+constexpr int64_t kEnoughRows = 16, kLongRow = 512;
 
 }  // namespace
 
@@ -130,19 +134,40 @@ bool Call::collapse(const Step& step) {
 
 // ---- Launch -------------------------------------------------------------------------------------
 
-void Call::cut() {
+void Call::cut(const Step& step) {
   Plan& p = plan_;
+  const Output* largest = nullptr;
+  int64_t elements = 0;
+  for (size_t k = 0; k < gradients_.size(); ++k) {
+    if (!gradients_[k] || !gradients_[k]->reduced) continue;
+    p.output[k].extent = product(gradients_[k]->operand.sizes);
+    if (p.output[k].extent > elements) elements = (largest = &p.output[k])->extent;
+  }
+  bool whole_rows = false;
+  if (largest && !step.value) {
+    const Plan by_rows = rows_of(*largest, p);
+    whole_rows = p.pieces / by_rows.pieces_per_row >= kEnoughRows &&
+                 by_rows.pieces_per_row * p.inner >= kLongRow;
+    if (whole_rows) p = by_rows;
+  }
   p.segments = p.inner > kUnit ? ceil_div(p.inner, kUnit) : 1;
   p.segment_size = p.segments > 1 ? kUnit : p.inner;
   p.pieces_per_unit = std::clamp<int64_t>(kUnit / p.inner, 1, p.pieces_per_row);
   p.units_per_row = ceil_div(p.pieces_per_row, p.pieces_per_unit) * p.segments;
   p.units = p.pieces / p.pieces_per_row * p.units_per_row;
-  for (const auto& gradient : gradients_) {
-    if (!gradient || !gradient->reduced) continue;
-    // Each slot has a worthwhile share, and together they are no more than the whole.
-    const int64_t share = std::max(kUnit, product(gradient->operand.sizes));
-    const int64_t slots = std::clamp<int64_t>(numel_ / share, 1, kMaxSlots);
-    p.slots = p.slots ? std::min(p.slots, slots) : slots;
+  if (!largest) return;
+  if (!whole_rows) {  // each has a worthwhile share, and together they are no more than the whole
+    p.slots = std::clamp<int64_t>(numel_ / std::max(kUnit, elements), 1, kMaxSlots);
+    return;
+  }
+  const int64_t rows = p.pieces / p.pieces_per_row;
+  p.slots = std::clamp<int64_t>(numel_ / kUnit, 1, std::min(rows, kMaxSlots));
+  p.slot_step = p.units_per_row;
+  for (Output& output : p.output) {
+    bool apart = true;  // in every dimension in which the largest is
+    for (int d = 0; d < p.dims; ++d)
+      apart &= largest->layout.stride[d] == 0 || output.layout.stride[d] != 0;
+    if (apart) output.extent = 0;
   }
 }
 
@@ -158,7 +183,7 @@ void Call::launch(int step_index, const Step& step) {
   if (on_cuda) guard.emplace(device_index_);
   while (!collapse(step)) {
   }
-  if (on_cpu()) cut();
+  if (on_cpu()) cut(step);
   Plan& p = plan_;
   for (size_t k = 0; k < inputs_.size(); ++k) {
     p.input[k].constant = inputs_[k].constant;
@@ -198,10 +223,10 @@ void Call::launch(int step_index, const Step& step) {
 void Call::point(Gradient& gradient, Output& output) {
   if (!gradient.reduced) return output.write(Mode::full, address(gradient.operand, dtype_));
   if (!on_cpu()) return output.write(Mode::reduced, address(gradient.operand, dtype_));
-  output.extent = product(gradient.operand.sizes);
   Dims sizes = gradient.operand.sizes, strides = dense_strides(sizes);
-  sizes.prepend(1, plan_.slots);
-  strides.prepend(1, output.extent);
+  const int64_t elements = product(sizes);
+  sizes.prepend(1, output.extent ? plan_.slots : 1);
+  strides.prepend(1, elements);
   Tensor slots = allocate(sizes, strides, DType::float64);
   gradient.slots = torch::stable::zero_(slots);
   output.write(Mode::reduced, slots.mutable_data_ptr());
@@ -209,9 +234,9 @@ void Call::point(Gradient& gradient, Output& output) {
 
 void Call::finish(Gradient& gradient, const Output& output) {
   const bool half = accumulate_ != dtype_;
-  add_on_cpu(DType::float64, output.data, 1, plan_.slots, output.extent,
-             half ? DType::float64 : dtype_,
-             half ? output.data : gradient.result.mutable_data_ptr(), output.extent);
+  const int64_t slices = gradient.slots->size(0), elements = product(gradient.operand.sizes);
+  add_on_cpu(DType::float64, output.data, 1, slices, elements, half ? DType::float64 : dtype_,
+             half ? output.data : gradient.result.mutable_data_ptr(), elements);
   if (half) torch::stable::copy_(gradient.result, torch::stable::select(*gradient.slots, 0, 0));
 }
 

@@ -111,6 +111,42 @@ Four rsample_kl_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tens
   return four(grads);
 }
 
+// `path_derivative` is for the backward pass.
+Two rsample_log_ratio(const Tensor& mu, const OptionalTensor& logvar,
+                      const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                      const Tensor& seed, int64_t param, int64_t packed_dim, int64_t event_ndim,
+                      const std::vector<int64_t>& sample_shape, bool, const OptionalBound& bound) {
+  Call call("rsample_log_ratio", param, bound);
+  const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
+  call.noise(seed, to_dims(sample_shape));
+  call.rows(event_ndim);
+  Tensor z = call.output();
+  Tensor log_ratio = call.value();
+  n == 2 ? call.run<RsampleLogRatio<2>::Forward>() : call.run<RsampleLogRatio<4>::Forward>();
+  return {z, log_ratio};
+}
+
+Four rsample_log_ratio_backward(const Tensor& grad_z, const Tensor& grad_log_ratio,
+                                const Tensor& mu, const OptionalTensor& logvar,
+                                const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                                const Tensor& seed, int64_t param, int64_t packed_dim,
+                                int64_t event_ndim, const std::vector<int64_t>& sample_shape,
+                                bool path_derivative, int64_t needs, const OptionalBound& bound) {
+  Call call("rsample_log_ratio_backward", param, bound);
+  const int n = gaussians(call, mu, logvar, prior_mu, prior_logvar, packed_dim);
+  call.grad_output(grad_z);
+  call.noise(seed, to_dims(sample_shape));
+  call.rows(event_ndim);
+  call.grad_value(grad_log_ratio);
+  const Gradients grads = call.gradients(n, needs);
+  const auto run = [&]<int N>(RsampleLogRatio<N>) {
+    path_derivative ? call.run<typename RsampleLogRatio<N>::PathBackward>()
+                    : call.run<typename RsampleLogRatio<N>::Backward>();
+  };
+  n == 2 ? run(RsampleLogRatio<2>()) : run(RsampleLogRatio<4>());
+  return four(grads);
+}
+
 // Without a tensor `logvar`, the number `scale` stands for it.
 void log_prob_operands(Call& call, const Tensor& x, const Tensor& mean,
                        const OptionalTensor& logvar, double scale, int64_t event_ndim) {
@@ -177,6 +213,8 @@ void implement(Library& m) {
   m.impl("kl_divergence_backward", TORCH_BOX(&kl_divergence_backward));
   m.impl("rsample_kl", TORCH_BOX(&rsample_kl));
   m.impl("rsample_kl_backward", TORCH_BOX(&rsample_kl_backward));
+  m.impl("rsample_log_ratio", TORCH_BOX(&rsample_log_ratio));
+  m.impl("rsample_log_ratio_backward", TORCH_BOX(&rsample_log_ratio_backward));
   m.impl("gaussian_log_prob", TORCH_BOX(&gaussian_log_prob));
   m.impl("gaussian_log_prob_backward", TORCH_BOX(&gaussian_log_prob_backward));
   m.impl("gaussian_log_prob_with_grad", TORCH_BOX(&gaussian_log_prob_with_grad));
@@ -206,6 +244,15 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "rsample_kl_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor? logvar, "
       "Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, int param, int packed_dim, "
       "int event_ndim, int needs, float[]? bound=None) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "rsample_log_ratio(Tensor mu, Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+      "Tensor seed, int param, int packed_dim, int event_ndim, int[] sample_shape, "
+      "bool path_derivative, float[]? bound=None) -> (Tensor, Tensor)");
+  m.def(
+      "rsample_log_ratio_backward(Tensor grad_z, Tensor grad_log_ratio, Tensor mu, "
+      "Tensor? logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, int param, "
+      "int packed_dim, int event_ndim, int[] sample_shape, bool path_derivative, int needs, "
+      "float[]? bound=None) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "gaussian_log_prob(Tensor x, Tensor mean, Tensor? logvar, float scale, int param, "
       "int event_ndim, float[]? bound=None) -> Tensor");

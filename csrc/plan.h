@@ -27,7 +27,7 @@ struct AccumulateOf<double> {
 template <class T>
 using Accumulate = typename AccumulateOf<T>::type;
 
-constexpr int kSteps = 13;  // the length of `Steps` in formulas.h
+constexpr int kSteps = 19;  // the length of `Steps` in formulas.h
 
 // How s = ln sigma^2 is kept between two numbers (fastvae/bounds.py), in the order of its kinds.
 enum class Bounding : int { hard, soft, straight_through, none };
@@ -67,7 +67,9 @@ struct Output {
   void* data = nullptr;
   Mode mode = Mode::discard;
   Layout layout;
-  int64_t extent = 0;  // reduced: elements in one slot
+  // reduced, CPU: elements in one slot's slice; 0 where the slots share a slice, each having
+  // elements of its own
+  int64_t extent = 0;
 
   void write(Mode how, void* where) {
     mode = how;
@@ -97,7 +99,9 @@ struct Plan {
   int64_t segment_size = 1;     // in elements; the last may be shorter
   // Reduced outputs are accumulated in `slots` slices, each by one thread from its own run of
   // units, and added up in order afterwards: the result does not depend on the number of threads.
+  // A run begins at a multiple of `slot_step` units.
   int64_t slots = 0;
+  int64_t slot_step = 1;
 
   Input input[kMaxInputs];
   Output output[kMaxOutputs];

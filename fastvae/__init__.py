@@ -13,6 +13,7 @@ from .functional import (
     kl_divergence,
     rsample,
     rsample_kl,
+    rsample_log_ratio,
 )
 from .importance import importance_sampling, log_weights, prior_sampling, rsample_log_weight
 from .information import report
@@ -101,6 +102,7 @@ __all__ = [
     "report",
     "rsample",
     "rsample_kl",
+    "rsample_log_ratio",
     "rsample_log_weight",
     "use_backend",
 ]

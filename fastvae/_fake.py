@@ -233,6 +233,58 @@ def rsample_kl_backward(
     )
 
 
+def rsample_log_ratio(
+    mu: Tensor,
+    logvar: Maybe,
+    prior_mu: Maybe,
+    prior_logvar: Maybe,
+    seed: Tensor,
+    param: int,
+    packed_dim: int,
+    event_ndim: int,
+    sample_shape: list[int],
+    path_derivative: bool,
+    bound: MaybeBound = None,
+) -> tuple[Tensor, Tensor]:
+    layout = _gaussians(
+        mu,
+        logvar,
+        prior_mu,
+        prior_logvar,
+        packed_dim=packed_dim,
+        event_ndim=event_ndim,
+        sample_shape=sample_shape,
+    )
+    return layout.output(), layout.value()
+
+
+def rsample_log_ratio_backward(
+    grad_z: Tensor,
+    grad_log_ratio: Tensor,
+    mu: Tensor,
+    logvar: Maybe,
+    prior_mu: Maybe,
+    prior_logvar: Maybe,
+    seed: Tensor,
+    param: int,
+    packed_dim: int,
+    event_ndim: int,
+    sample_shape: list[int],
+    path_derivative: bool,
+    needs: int,
+    bound: MaybeBound = None,
+) -> Gradients:
+    return _gaussians(
+        mu,
+        logvar,
+        prior_mu,
+        prior_logvar,
+        packed_dim=packed_dim,
+        event_ndim=event_ndim,
+        sample_shape=sample_shape,
+    ).gradients(4, needs)
+
+
 def gaussian_log_prob(
     x: Tensor,
     mean: Tensor,
@@ -300,6 +352,8 @@ for _function in (
     kl_divergence_backward,
     rsample_kl,
     rsample_kl_backward,
+    rsample_log_ratio,
+    rsample_log_ratio_backward,
     gaussian_log_prob,
     gaussian_log_prob_backward,
     gaussian_log_prob_with_grad,

@@ -34,6 +34,7 @@ __all__ = [
     "KLDivergence",
     "Rsample",
     "RsampleKL",
+    "RsampleLogRatio",
     "apply",
     "transformed",
 ]
@@ -52,6 +53,8 @@ _kl_divergence = _op("kl_divergence")
 _kl_divergence_backward = _op("kl_divergence_backward")
 _rsample_kl = _op("rsample_kl")
 _rsample_kl_backward = _op("rsample_kl_backward")
+_rsample_log_ratio = _op("rsample_log_ratio")
+_rsample_log_ratio_backward = _op("rsample_log_ratio_backward")
 _gaussian_log_prob = _op("gaussian_log_prob")
 _gaussian_log_prob_backward = _op("gaussian_log_prob_backward")
 _gaussian_log_prob_with_grad = _op("gaussian_log_prob_with_grad")
@@ -276,6 +279,72 @@ class RsampleKL(Function):
         else:
             grads = nothing
         return *grads, *nothing, None
+
+
+class RsampleLogRatio(Function):
+    """z and ln p(z) - ln q(z) in one pass."""
+
+    op = _rsample_log_ratio
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mu: Tensor,
+        logvar: Tensor | None,
+        prior_mu: Tensor | None,
+        prior_logvar: Tensor | None,
+        seed: Tensor,
+        param: int,
+        packed_dim: int,
+        event_ndim: int,
+        sample_shape: Sequence[int],
+        path_derivative: bool,
+        bound: Numbers | None,
+    ) -> tuple[Tensor, Tensor]:
+        gaussians = mu, logvar, prior_mu, prior_logvar
+        ctx.save_for_backward(*gaussians, seed)
+        ctx.settings = param, packed_dim, event_ndim, sample_shape, path_derivative, bound
+        return _rsample_log_ratio(*gaussians, seed, *ctx.settings)
+
+    @staticmethod
+    def formula(
+        mu: Tensor,
+        logvar: Tensor | None,
+        prior_mu: Tensor | None,
+        prior_logvar: Tensor | None,
+        seed: Tensor,
+        param: int,
+        packed_dim: int,
+        event_ndim: int,
+        sample_shape: Sequence[int],
+        path_derivative: bool,
+        bound: Numbers | None,
+    ) -> tuple[Tensor, Tensor]:
+        gaussians = _unpacked(packed_dim, mu, logvar, prior_mu, prior_logvar)
+        return reference.rsample_log_ratio(
+            *gaussians,
+            param=PARAMS[param],
+            bound=_bound(bound),
+            event_ndim=event_ndim,
+            sample_shape=sample_shape,
+            path_derivative=path_derivative,
+            seed=seed,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor, grad_log_ratio: Tensor) -> Gradients:
+        *gaussians, seed = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        *settings, bound = ctx.settings
+        upstream = grad_z, grad_log_ratio
+        if _recording():
+            others = seed, *ctx.settings
+            grads = _recorded(RsampleLogRatio.formula, gaussians, others, needs, upstream)
+        else:
+            grads = _rsample_log_ratio_backward(
+                *upstream, *gaussians, seed, *settings, _bits(needs), bound
+            )
+        return *grads, None, None, None, None, None, None, None
 
 
 class GaussianLogProb(Function):

@@ -55,13 +55,13 @@ def _rules(
     grad_z: int | None = None,
     grad_value: int | None = None,
     samples: int = 0,
-    outputs: list[str] | None = None,
+    outputs: int = 0,
     needs: int = 0,
 ) -> list[_Rule]:
     """What may lie how, of an op's arguments; the numbers are positions among them.
 
     Args:
-        outputs: "z" or "value"; None for the gradients of the operands.
+        outputs: how many z and values are returned; 0: the gradients of the operands are.
     """
     given = [k for k in operands if arguments[k] is not None]
     ndim = max(arguments[k].ndim for k in given)
@@ -80,9 +80,9 @@ def _rules(
         if grad_z is not None:
             inputs[grad_z] = along_rows(samples)
         if grad_value is not None:
-            inputs[grad_value] = along_rows()
-        if outputs is not None:
-            return [along_rows(samples if name == "z" else 0) for name in outputs], inputs
+            inputs[grad_value] = along_rows(samples)
+        if outputs:
+            return [along_rows(samples)] * outputs, inputs
         grads: list[Placement | None] = []
         for i, k in enumerate(operands):
             if arguments[k] is None or not needs >> i & 1:
@@ -97,7 +97,7 @@ def _rules(
 
 
 def _rsample(*a: Any) -> list[_Rule]:
-    return _rules(a, [0, 1], seed=2, packed_dim=a[4], samples=len(a[5]), outputs=["z"])
+    return _rules(a, [0, 1], seed=2, packed_dim=a[4], samples=len(a[5]), outputs=1)
 
 
 def _rsample_backward(*a: Any) -> list[_Rule]:
@@ -105,7 +105,7 @@ def _rsample_backward(*a: Any) -> list[_Rule]:
 
 
 def _kl_divergence(*a: Any) -> list[_Rule]:
-    return _rules(a, [0, 1, 2, 3], packed_dim=a[5], event_ndim=a[6], outputs=["value"])
+    return _rules(a, [0, 1, 2, 3], packed_dim=a[5], event_ndim=a[6], outputs=1)
 
 
 def _kl_divergence_backward(*a: Any) -> list[_Rule]:
@@ -113,7 +113,7 @@ def _kl_divergence_backward(*a: Any) -> list[_Rule]:
 
 
 def _rsample_kl(*a: Any) -> list[_Rule]:
-    return _rules(a, [0, 1, 2, 3], seed=4, packed_dim=a[6], event_ndim=a[7], outputs=["z", "value"])
+    return _rules(a, [0, 1, 2, 3], seed=4, packed_dim=a[6], event_ndim=a[7], outputs=2)
 
 
 def _rsample_kl_backward(*a: Any) -> list[_Rule]:
@@ -129,8 +129,34 @@ def _rsample_kl_backward(*a: Any) -> list[_Rule]:
     )
 
 
+def _rsample_log_ratio(*a: Any) -> list[_Rule]:
+    return _rules(
+        a,
+        [0, 1, 2, 3],
+        seed=4,
+        packed_dim=a[6],
+        event_ndim=a[7],
+        samples=len(a[8]),
+        outputs=2,
+    )
+
+
+def _rsample_log_ratio_backward(*a: Any) -> list[_Rule]:
+    return _rules(
+        a,
+        [2, 3, 4, 5],
+        grad_z=0,
+        grad_value=1,
+        seed=6,
+        packed_dim=a[8],
+        event_ndim=a[9],
+        samples=len(a[10]),
+        needs=a[12],
+    )
+
+
 def _gaussian_log_prob(*a: Any) -> list[_Rule]:
-    return _rules(a, [0, 1, 2], event_ndim=a[5], outputs=["value"])
+    return _rules(a, [0, 1, 2], event_ndim=a[5], outputs=1)
 
 
 def _gaussian_log_prob_backward(*a: Any) -> list[_Rule]:
@@ -144,6 +170,8 @@ for _function in (
     _kl_divergence_backward,
     _rsample_kl,
     _rsample_kl_backward,
+    _rsample_log_ratio,
+    _rsample_log_ratio_backward,
     _gaussian_log_prob,
     _gaussian_log_prob_backward,
 ):

@@ -19,7 +19,7 @@ from ._arguments import (
     gaussian_arguments,
     make_seed,
 )
-from ._functions import KLDivergence, Rsample, RsampleKL, apply
+from ._functions import KLDivergence, Rsample, RsampleKL, RsampleLogRatio, apply
 from .bounds import Bound
 
 __all__ = ["DiagonalGaussian"]
@@ -212,6 +212,35 @@ class DiagonalGaussian(Distribution):
             param=self.param,
             bound=self.bound,
             event_ndim=self.event_ndim,
+            seed=seed,
+            generator=generator,
+        )
+
+    def rsample_log_ratio(
+        self,
+        prior: DiagonalGaussian | None = None,
+        sample_shape: Sequence[int] = (),
+        *,
+        path_derivative: bool = False,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`rsample(sample_shape)` and ln p(z) - ln q(z) in one pass, p = N(0, I) if prior is None;
+        see `fastvae.rsample_log_ratio`."""
+        self._check_prior(prior)
+        if not sample_shape and (packed := self._packed(prior)):
+            seed = self._make_seed(packed[0], seed, generator)
+            settings = self._code, self._packed_dim, self.event_ndim, (), path_derivative
+            return apply(RsampleLogRatio, *packed, seed, *settings, self._numbers)
+        return functional.rsample_log_ratio(
+            self.mu,
+            self._given,
+            *self._prior_arguments(prior),
+            param=self.param,
+            bound=self.bound,
+            sample_shape=sample_shape,
+            event_ndim=self.event_ndim,
+            path_derivative=path_derivative,
             seed=seed,
             generator=generator,
         )

@@ -1,4 +1,4 @@
-"""The fused ops: sampling, KL divergence, both at once, and Gaussian log-likelihood.
+"""The fused ops: sampling, KL divergence or log-ratio with it, and Gaussian log-likelihood.
 
 All values are in nats. In every op:
 
@@ -52,6 +52,7 @@ from ._functions import (
     KLDivergence,
     Rsample,
     RsampleKL,
+    RsampleLogRatio,
     apply,
     transformed,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "kl_divergence",
     "rsample",
     "rsample_kl",
+    "rsample_log_ratio",
 ]
 
 
@@ -169,6 +171,68 @@ def rsample_kl(
         return reference.rsample_kl(*tensors, param=param, bound=bound, event_ndim=dims, seed=seed)
     missing = (None,) * (4 - len(tensors))
     return apply(RsampleKL, *tensors, *missing, seed, code, -1, dims, numbers)
+
+
+def rsample_log_ratio(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None = None,
+    prior_logvar: TensorLike | None = None,
+    *,
+    param: str = "logvar",
+    bound: Bound | None = None,
+    sample_shape: Sequence[int] = (),
+    event_ndim: int | None = None,
+    path_derivative: bool = False,
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """z ~ q and ln p(z) - ln q(z) in one pass, p = N(0, I) unless given: the latent part of the
+    log-weights of importance sampling and of the IWAE (Burda, Grosse & Salakhutdinov 2016), and
+    minus a sample of KL(q || p).
+
+    With z = mu + sigma eps and h = ln sigma, the sum over an event of
+
+        h_q - h_p + 1/2 (eps^2 - ((z - mu_p) / sigma_p)^2)
+
+    Args:
+        mu, logvar: q; `bound` is of its log-variance.
+        prior_mu, prior_logvar: p, both or neither; read by the same `param`.
+        sample_shape: dimensions put in front, as in `rsample`: K samples are `(K,)`.
+        event_ndim: how many trailing dimensions of q are summed; default all but the first.
+        path_derivative: in the gradient, take q's parameters in ln q(z) as constants, so that it
+            reaches them through z alone (Roeder, Wu & Duvenaud 2017). Values do not change. What
+            is left out, the score, has mean 0.
+        seed, generator: where the noise comes from; at most one of them.
+
+    Returns:
+        z of shape `sample_shape + mu.shape` and of q's dtype, the one of `rsample`; and nats, of
+        shape `sample_shape + mu.shape[:-event_ndim]`, of z as it was before its rounding to a half
+        type.
+
+    Example:
+        >>> z, log_ratio = fastvae.rsample_log_ratio(mu, logvar, sample_shape=(50,))
+        >>> log_w = log_ratio + fastvae.gaussian_log_prob(x, decoder(z), event_ndim=1)
+        >>> loss = -log_w.logsumexp(0).mean()
+    """
+    code, numbers = check_param(param), check_bound(bound, param)
+    tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    dims = event_dims(event_ndim, len(shape))
+    sample_shape = check_sample_shape(sample_shape)
+    seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
+    if not has_kernels(tensors[0]):
+        return reference.rsample_log_ratio(
+            *tensors,
+            param=param,
+            bound=bound,
+            sample_shape=sample_shape,
+            event_ndim=dims,
+            path_derivative=path_derivative,
+            seed=seed,
+        )
+    given = *tensors, *(None,) * (4 - len(tensors))
+    settings = code, -1, dims, sample_shape, bool(path_derivative), numbers
+    return apply(RsampleLogRatio, *given, seed, *settings)
 
 
 def gaussian_log_prob(

@@ -4,7 +4,7 @@ The log-weight of a sample z ~ q(z | x) is
 
     ln w = ln p(x | z) + ln p(z) - ln q(z | x)
 
-Its mean is the ELBO, and the mean of w itself is p(x). `rsample_log_weight` is the one place where
+Its mean is the ELBO, and the mean of w itself is p(x). `_weigh` is the one place where
 its latent part is formed, `log_weights` the one where the likelihood joins it.
 """
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from . import functional
-from .priors import Posterior, Prior
+from .distributions import DiagonalGaussian
+from .priors import GaussianPrior, Posterior, Prior
 
 if TYPE_CHECKING:
     from .vae import VAE
@@ -46,6 +47,9 @@ class LogWeights(NamedTuple):
     """[K, B]: ln p(x | z)."""
     log_ratio: Tensor
     """[K, B]: ln p(z) - ln q(z | x)."""
+    through: tuple[Tensor, ...]
+    """With `path_derivative`, the gradient of ln w reaches q through these, and only q through
+    them: z; and log_ratio, where one pass makes both."""
 
     @property
     def total(self) -> Tensor:
@@ -65,6 +69,9 @@ def rsample_log_weight(
 ) -> tuple[Tensor, Tensor]:
     """n samples z of q, and ln p(z) - ln q(z), the part of their log-weights before the likelihood.
 
+    One pass makes both where q and p are diagonal Gaussians (`fastvae.rsample_log_ratio`), unless
+    p is learned and `path_derivative` is asked for.
+
     Args:
         q: of `batch_shape` [B].
         prior: p.
@@ -76,10 +83,30 @@ def rsample_log_weight(
     Returns:
         z, [n, B, *latent_shape], and [n, B] in nats.
     """
-    z = q.rsample((n,), seed=seed, generator=generator)
+    z, log_ratio, _ = _weigh(
+        q, prior, n, condition, path_derivative=path_derivative, seed=seed, generator=generator
+    )
+    return z, log_ratio
+
+
+def _weigh(
+    q: Posterior, prior: Prior, n: int, condition: Any, *, path_derivative: bool, **noise: Any
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """z, log_ratio and through, as in `LogWeights`."""
+    p: Prior | DiagonalGaussian | None = prior
+    if isinstance(q, DiagonalGaussian) and isinstance(prior, GaussianPrior):
+        p = prior.gaussian(condition, q.mu.dtype)
+        learned = p is not None and (p.mu.requires_grad or p.logvar.requires_grad)
+        if not (path_derivative and learned):  # else log_ratio has p's own gradient too
+            z, log_ratio = q.rsample_log_ratio(p, (n,), path_derivative=path_derivative, **noise)
+            return z, log_ratio, (z, log_ratio)
+    z = q.rsample((n,), **noise)
+    if isinstance(p, DiagonalGaussian):
+        log_p = p.log_prob(z)
+    else:
+        log_p = prior.log_prob(z, condition, event_ndim=len(q.event_shape))
     density = q.detach() if path_derivative else q
-    log_p = prior.log_prob(z, condition, event_ndim=len(q.event_shape))
-    return z, log_p - density.log_prob(z)
+    return z, log_p - density.log_prob(z), (z,)
 
 
 def log_weights(
@@ -101,7 +128,7 @@ def log_weights(
     """
     if q is None:
         q = model.encode(x, condition)
-    z, log_ratio = rsample_log_weight(
+    z, log_ratio, through = _weigh(
         q,
         model.prior,
         n,
@@ -111,7 +138,8 @@ def log_weights(
         generator=generator,
     )
     decoded = model.decode(z, condition, sample_ndim=1)
-    return LogWeights(z, decoded, model.likelihood.log_prob(x, decoded), log_ratio)
+    log_likelihood = model.likelihood.log_prob(x, decoded)
+    return LogWeights(z, decoded, log_likelihood, log_ratio, through)
 
 
 def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:

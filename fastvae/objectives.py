@@ -14,6 +14,7 @@ All bounds are lower bounds of ln p(x), in nats, of one example.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -232,11 +233,12 @@ class DReG(_Weighted):
     path_derivative: ClassVar[bool] = True
 
     def bound(self, weights: LogWeights) -> Tensor:
-        if weights.z.requires_grad:
-            # The bound's own gradient brings one factor v to z; the encoder is owed a second.
-            v = torch.softmax(weights.total.detach(), 0)
-            v = v.reshape(*v.shape, *(1,) * (weights.z.dim() - 2)).to(weights.z.dtype)
-            weights.z.register_hook(lambda grad: grad * v)
+        # The bound's own gradient brings one factor v on its way to q; q is owed a second.
+        v = torch.softmax(weights.total.detach(), 0)
+        for t in weights.through:
+            if t.requires_grad:
+                factor = v.reshape(*v.shape, *(1,) * (t.dim() - 2)).to(t.dtype)
+                t.register_hook(functools.partial(torch.mul, factor))
         return log_mean_exp(weights.total)
 
 

@@ -8,6 +8,7 @@ With lv = ln sigma^2, element by element and then summed over the last `event_nd
 - z = mu + e^{lv/2} eps
 - KL(q || N(0, I)) = 1/2 (mu^2 + (e^lv - 1 - lv))
 - KL(q || p) = 1/2 ((e^d - 1 - d) + (mu_q - mu_p)^2 e^{-lv_p}),  d = lv_q - lv_p
+- ln p(z) - ln q(z) = 1/2 (lv_q - lv_p + eps^2 - (z - mu_p)^2 e^{-lv_p})
 - log N(x; m, e^lv) = -1/2 ((x - m)^2 e^{-lv} + lv + ln 2 pi)
 
 With a `bound`, lv of q and of the likelihood is what `Bound.__call__` gives.
@@ -47,6 +48,7 @@ __all__ = [
     "noise",
     "rsample",
     "rsample_kl",
+    "rsample_log_ratio",
     "sigma",
 ]
 
@@ -108,6 +110,32 @@ def rsample_kl(
     tensors[1] = _bounded(tensors[1], bound)
     kl = _sum(_kl(tensors, param), shape, event_ndim)
     return _sample(tensors[0], tensors[1], shape, param, (), seed), kl
+
+
+def rsample_log_ratio(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None = None,
+    prior_logvar: TensorLike | None = None,
+    *,
+    param: str = "logvar",
+    bound: Bound | None = None,
+    sample_shape: Sequence[int] = (),
+    event_ndim: int | None = None,
+    path_derivative: bool = False,
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `fastvae.rsample_log_ratio`."""
+    check_param(param)
+    check_bound(bound, param)
+    tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    dims = event_dims(event_ndim, len(shape))
+    sample_shape = check_sample_shape(sample_shape)
+    seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
+    tensors[1] = _bounded(tensors[1], bound)
+    z, log_ratio = _log_ratio(tensors, shape, param, sample_shape, seed, path_derivative)
+    return z.to(tensors[0].dtype), _sum(log_ratio, sample_shape + shape, dims)
 
 
 def gaussian_log_prob(
@@ -210,6 +238,29 @@ def _kl(tensors: list[Tensor], param: str) -> Tensor:
     return 0.5 * (_exp_tail(2 * (log_sigma(logvar, param) - log_sigma_p)) + w * w)
 
 
+def _log_ratio(
+    tensors: list[Tensor],
+    shape: torch.Size,
+    param: str,
+    sample_shape: Sequence[int],
+    seed: Tensor,
+    path_derivative: bool,
+) -> tuple[Tensor, Tensor]:
+    mu, logvar, *prior = (_computed_in(t) for t in tensors)
+    h = log_sigma(logvar, param)
+    eps, step = _steps(logvar, shape, param, sample_shape, seed)
+    z = mu + step
+    if prior:
+        h_p = log_sigma(prior[1], param)
+        w = _standardize(mu - prior[0] + step, h_p)
+    else:
+        h_p, w = torch.zeros_like(h), z
+    if path_derivative:  # (z - mu) / sigma of a z that moves, while mu and sigma do not
+        h = h.detach()
+        eps = eps + _standardize(z - z.detach(), h)
+    return z, h - h_p + 0.5 * (eps - w) * (eps + w)
+
+
 def _sum(elements: Tensor, shape: torch.Size, event_ndim: int | None) -> Tensor:
     elements = elements.expand(shape)
     dims = event_dims(event_ndim, len(shape))
@@ -224,9 +275,17 @@ def _sample(
     sample_shape: Sequence[int],
     seed: Tensor,
 ) -> Tensor:
-    eps = noise(seed, shape, sample_shape=sample_shape)
+    _, step = _steps(logvar, shape, param, sample_shape, seed)
+    return (_computed_in(mu) + step).to(mu.dtype)
+
+
+def _steps(
+    logvar: Tensor, shape: torch.Size, param: str, sample_shape: Sequence[int], seed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """eps and sigma eps."""
     scale = sigma(logvar, param)
-    return (_computed_in(mu) + scale * eps.to(scale.dtype)).to(mu.dtype)
+    eps = noise(seed, shape, sample_shape=sample_shape).to(scale.dtype)
+    return eps, scale * eps
 
 
 # ---- Noise --------------------------------------------------------------------------------------

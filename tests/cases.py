@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -42,6 +43,9 @@ class Op:
     arguments: tuple[str, ...]  # the tensors, all differentiable
     options: dict[str, Any] = field(default_factory=dict)
     scale_shape: Callable[[Shape], Shape] = tuple  # of `logvar`, where it may be broadcast
+    # Of ln sigma^2 around 0. z - mu_p, with its own rounding, is divided by sigma_p^2, so that no
+    # code can be accurate where that is small.
+    spread: float = 1.0
 
     @property
     def draws(self) -> bool:
@@ -66,7 +70,8 @@ class Op:
             is_scale = name.endswith("logvar")
             size = self.scale_shape(shape) if name == "logvar" else shape
             t = torch.randn(tuple(size), generator=generator, dtype=torch.float64)
-            tensors.append((from_logvar(t, param) if is_scale else t).to(device, dtype))
+            t = from_logvar(self.spread * t, param) if is_scale else t
+            tensors.append(t.to(device, dtype))
         return tensors
 
     def __call__(
@@ -109,6 +114,9 @@ OPS = (
     Op("kl between", "kl_divergence", QP),
     Op("rsample_kl to N(0, I)", "rsample_kl", Q),
     Op("rsample_kl between", "rsample_kl", QP),
+    Op("log_ratio to N(0, I)", "rsample_log_ratio", Q),
+    Op("log_ratio between", "rsample_log_ratio", QP, spread=0.25),
+    Op("log_ratio of 2x3 samples", "rsample_log_ratio", QP, {"sample_shape": (2, 3)}, spread=0.25),
     Op("log_prob, a number", "gaussian_log_prob", X[:2], {"logvar": 0.375}),
     Op("log_prob, a scalar", "gaussian_log_prob", X, scale_shape=lambda shape: ()),
     Op(
@@ -125,6 +133,19 @@ OPS = (
         scale_shape=lambda shape: (*shape[:1], *(1 for _ in shape[1:])),
     ),
     Op("log_prob, elementwise", "gaussian_log_prob", X),
+)
+
+
+# Their gradients are not those of their values, and no finite difference finds them.
+PATH_DERIVATIVES = (
+    Op("path derivative to N(0, I)", "rsample_log_ratio", Q, {"path_derivative": True}),
+    Op(
+        "path derivative of 5 samples",
+        "rsample_log_ratio",
+        QP,
+        {"path_derivative": True, "sample_shape": (5,)},
+        spread=0.1,
+    ),
 )
 
 
@@ -219,20 +240,29 @@ def exact(
                 for t, y in zip(terms, values, strict=True)
             ),
         )
-    from_each = [  # output, the gradients of all leaves
-        torch.autograd.grad(
-            y, leaves, g.double(), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+    wanted = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    values = torch.autograd.grad(outputs, leaves, [g.double() for g in upstream], **wanted)
+    from_each = [  # output and sample, the gradients of all leaves
+        torch.autograd.grad(y, leaves, one.double(), **wanted)
         for y, g in zip(outputs, upstream, strict=True)
+        for one in _one_by_one(g, len(op.options.get("sample_shape", ())))
     ]
     parts = list(zip(*from_each, strict=True))  # of each leaf
     return Exact(
-        tuple(sum(p).sum_to_size(t.shape) for t, p in zip(tensors, parts, strict=True)),
+        tuple(g.sum_to_size(t.shape) for t, g in zip(tensors, values, strict=True)),
         tuple(
             sum(g.abs() for g in p).sum_to_size(t.shape)
             for t, p in zip(tensors, parts, strict=True)
         ),
     )
+
+
+def _one_by_one(t: Tensor, dims: int) -> Iterator[Tensor]:
+    """`t` with all but one index of its first dimensions set to 0, for each index."""
+    for index in product(*map(range, t.shape[:dims])):
+        alone = torch.zeros_like(t)
+        alone[index] = t[index]
+        yield alone
 
 
 def upstream_like(outputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:

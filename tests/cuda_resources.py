@@ -49,6 +49,12 @@ STEPS = {
     "RsampleKL<2>::Backward": (3, 2, False),
     "RsampleKL<4>::Forward": (4, 1, True),
     "RsampleKL<4>::Backward": (5, 4, False),
+    "RsampleLogRatio<2>::Forward": (2, 1, True),
+    "RsampleLogRatio<2>::Backward": (3, 2, False),
+    "RsampleLogRatio<2>::PathBackward": (3, 2, False),
+    "RsampleLogRatio<4>::Forward": (4, 1, True),
+    "RsampleLogRatio<4>::Backward": (5, 4, False),
+    "RsampleLogRatio<4>::PathBackward": (5, 4, False),
     "GaussianLogProb::Forward": (3, 0, True),
     "GaussianLogProb::Backward": (3, 3, False),
     "GaussianLogProb::ForwardBackward": (3, 3, True),
@@ -286,7 +292,8 @@ def _opcode(instruction: str) -> str:
 
 
 MANGLED = re.compile(
-    r"generic\d+(?P<op>[A-Za-z]+)(?:ILi(?P<n>\d)E)?E?\d+(?P<step>ForwardBackward|Forward|Backward)E"
+    r"generic\d+(?P<op>[A-Za-z]+)(?:ILi(?P<n>\d)E)?E?\d+"
+    r"(?P<step>(?:Forward|Path)?Backward|Forward)E"
     r"(?P<type>f|d|13__nv_bfloat16|6__half)LNS_4SumsE(?P<sums>\d)"
     r"ELi(?P<width>\d)ELb(?P<log>\d)ELb(?P<scale>\d)ELb(?P<bounded>\d)"
 )

@@ -63,7 +63,8 @@ def run_ops(mu: Tensor, logvar: Tensor, prior: Tensor, scale: Tensor, seed: Tens
     z, kl = fastvae.rsample_kl(mu, logvar, prior, scale, seed=seed)
     samples = fastvae.rsample(mu, logvar, sample_shape=(2,), seed=seed)
     log_prob = fastvae.gaussian_log_prob(z, mu, scale)
-    return [z, kl, samples, log_prob, fastvae.kl_divergence(mu, logvar)]
+    more = fastvae.rsample_log_ratio(mu, logvar, prior, scale, sample_shape=(2,), seed=seed)
+    return [z, kl, samples, log_prob, fastvae.kl_divergence(mu, logvar), *more]
 
 
 def dtensor_check(*, one_seed: bool) -> int:
@@ -91,7 +92,8 @@ def dtensor_check(*, one_seed: bool) -> int:
         assert_close(y.full_tensor(), value)
     if not one_seed:
         assert [y.placements for y in found] == [
-            (Shard(0),), (Shard(0),), (Shard(1),), (Shard(0),), (Shard(0),),
+            (Shard(0),), (Shard(0),), (Shard(1),), (Shard(0),), (Shard(0),), (Shard(1),),
+            (Shard(1),),
         ]  # fmt: skip
     gathers = {str(op): n for op, n in communication.get_comm_counts().items()}
     return sum(n for op, n in gathers.items() if "gather" in op)

@@ -17,6 +17,7 @@ from cases import (
     DTYPES,
     FORMS,
     OPS,
+    PATH_DERIVATIVES,
     Op,
     assert_accurate,
     exact,
@@ -79,7 +80,7 @@ def laid_out(draw: Draw, t: Tensor) -> Tensor:
 
 @st.composite
 def cases(draw: Draw) -> Case:
-    op = draw(st.sampled_from(OPS))
+    op = draw(st.sampled_from(OPS + PATH_DERIVATIVES))
     sizes = st.sampled_from((3, 1, 2, 0, 4, 5, 8, 17, 33))
     shape = draw(st.lists(sizes, max_size=4))
     param = draw(st.sampled_from(FORMS))

@@ -14,6 +14,7 @@ from cases import (
     LAYOUT_SHAPE,
     LAYOUTS,
     OPS,
+    PATH_DERIVATIVES,
     SEED,
     SHAPES,
     Op,
@@ -32,7 +33,8 @@ import fastvae
 from fastvae import reference
 
 BROADCAST = [op for op in OPS if op.scale_shape is not tuple]
-each_op = pytest.mark.parametrize("op", OPS, ids=op_id)
+each_op = pytest.mark.parametrize("op", [*OPS, *PATH_DERIVATIVES], ids=op_id)
+each_true_gradient = pytest.mark.parametrize("op", OPS, ids=op_id)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_param = pytest.mark.parametrize("param", FORMS)
 # Straight-through gradients are not derivatives.
@@ -233,7 +235,7 @@ def checked(op: Op, param: str) -> Callable[..., tuple[Tensor, ...]]:
     return lambda *tensors: op(fastvae, tensors, param)
 
 
-@each_op
+@each_true_gradient
 @each_differentiable_param
 def test_gradcheck(op: Op, param: str, device: torch.device) -> None:
     for shape in ((2, 3), (1, 2, 2)):
@@ -241,7 +243,7 @@ def test_gradcheck(op: Op, param: str, device: torch.device) -> None:
         assert gradcheck(checked(op, param), leaves)
 
 
-@each_op
+@each_true_gradient
 @each_differentiable_param
 def test_gradgradcheck(op: Op, param: str, device: torch.device) -> None:
     leaves = [t.requires_grad_() for t in op.inputs((2, 3), torch.float64, param, device)]

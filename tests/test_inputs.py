@@ -22,6 +22,7 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
             lambda f: f.rsample(M, L[:3]),
             lambda f: f.kl_divergence(M, L[:3]),
             lambda f: f.rsample_kl(M, L[:3]),
+            lambda f: f.rsample_log_ratio(M, L[:3]),
         ],
         ValueError,
         r"^shapes do not broadcast: mu \[4, 6\], logvar \[3, 6\]$",
@@ -112,7 +113,7 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
         r"^logvar is a NoneType; want a tensor or a number$",
     ),
     "half a prior": (
-        [lambda f: f.kl_divergence(M, L, M), lambda f: f.rsample_kl(M, L, prior_mu=M)],
+        [lambda f: f.kl_divergence(M, L, M), lambda f: f.rsample_log_ratio(M, L, prior_mu=M)],
         ValueError,
         r"^prior_logvar is None; want both prior_mu and prior_logvar, or neither$",
     ),
@@ -160,6 +161,7 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
         [
             lambda f: f.kl_divergence(M, L, event_ndim=3),
             lambda f: f.rsample_kl(M, L, event_ndim=3),
+            lambda f: f.rsample_log_ratio(M, L, event_ndim=3, sample_shape=(2,)),
             lambda f: f.gaussian_log_prob(M, L, event_ndim=3),
         ],
         ValueError,
@@ -195,6 +197,7 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
         [
             lambda f: f.rsample(M, L, seed=SEEDS[:3]),
             lambda f: f.rsample_kl(M, L, seed=SEEDS[:3]),
+            lambda f: f.rsample_log_ratio(M, L, seed=SEEDS[:3], sample_shape=(3,)),
             lambda f: f.rsample(M, L, seed=SEEDS[:3], sample_shape=(3,)),
         ],
         ValueError,
@@ -242,7 +245,10 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
         r"^seed and generator are both given; want one of them$",
     ),
     "a negative sample shape": (
-        [lambda f: f.rsample(M, L, sample_shape=(2, -1))],
+        [
+            lambda f: f.rsample(M, L, sample_shape=(2, -1)),
+            lambda f: f.rsample_log_ratio(M, L, sample_shape=(2, -1)),
+        ],
         ValueError,
         r"^sample_shape is \[2, -1\]; want no negative size$",
     ),

@@ -29,13 +29,16 @@ def plain_log_weights(
     if stop:
         mu, logvar = mu.detach(), logvar.detach()
     log_q = Independent(Normal(mu, (logvar / 2).exp()), 1).log_prob(z)
-    log_p = Independent(Normal(torch.zeros_like(mu), 1.0), 1).log_prob(z)
+    p = model.prior.gaussian(None, z.dtype)
+    prior = (torch.zeros_like(mu), 1.0) if p is None else (p.mu, (p.logvar / 2).exp())
+    log_p = Independent(Normal(*prior), 1).log_prob(z)
     likelihood = Independent(Normal(model.decoder(z), model.likelihood.sigma), 1)
     return z, likelihood.log_prob(x), log_p, log_q
 
 
 def gradients(loss: Tensor, model: VAE) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True))
+    learned = [p for p in model.parameters() if p.requires_grad]
+    return list(torch.autograd.grad(loss, learned, retain_graph=True))
 
 
 def assert_same(got: list[Tensor], want: list[Tensor]) -> None:
@@ -49,8 +52,20 @@ def setting(device: torch.device) -> tuple[VAE, Tensor]:
     return mlp(device, likelihood=fastvae.Gaussian(0.5))
 
 
-def test_monte_carlo_elbo(setting: tuple[VAE, Tensor]) -> None:
+@pytest.fixture(params=["N(0, I)", "learned", "given"])
+def with_prior(setting: tuple[VAE, Tensor], request: pytest.FixtureRequest) -> tuple[VAE, Tensor]:
+    """A model whose prior is standard, has parameters to learn, or has fixed ones."""
     model, x = setting
+    if request.param != "N(0, I)":
+        model.prior = fastvae.LearnedGaussianPrior(L).to(x)
+        for p in model.prior.parameters():
+            torch.nn.init.normal_(p, std=0.5)
+            p.requires_grad_(request.param == "learned")
+    return model, x
+
+
+def test_monte_carlo_elbo(with_prior: tuple[VAE, Tensor]) -> None:
+    model, x = with_prior
     z, log_px, log_p, log_q = plain_log_weights(model, x, K)
     model.objective = ELBO(Beta(0.3), samples=K, kl="monte_carlo")
     output = model(x, seed=5)
@@ -76,8 +91,8 @@ def test_analytic_elbo_of_several_samples(setting: tuple[VAE, Tensor]) -> None:
     assert_same(gradients(output.loss, model), gradients(loss, model))
 
 
-def test_sticking_the_landing(setting: tuple[VAE, Tensor]) -> None:
-    model, x = setting
+def test_sticking_the_landing(with_prior: tuple[VAE, Tensor]) -> None:
+    model, x = with_prior
     _, log_px, log_p, log_q = plain_log_weights(model, x, K, stop=True)
     loss = -(log_px + log_p - log_q).mean()
     model.objective = STL(K)
@@ -89,8 +104,8 @@ def test_sticking_the_landing(setting: tuple[VAE, Tensor]) -> None:
         assert_same(gradients(model(x, seed=5).loss, model), gradients(loss, model))
 
 
-def test_iwae(setting: tuple[VAE, Tensor]) -> None:
-    model, x = setting
+def test_iwae(with_prior: tuple[VAE, Tensor]) -> None:
+    model, x = with_prior
     _, log_px, log_p, log_q = plain_log_weights(model, x, K)
     loss = -(torch.logsumexp(log_px + log_p - log_q, 0) - math.log(K)).mean()
     model.objective = IWAE(K)
@@ -100,9 +115,9 @@ def test_iwae(setting: tuple[VAE, Tensor]) -> None:
     assert_same(gradients(output.loss, model), gradients(loss, model))
 
 
-def test_dreg(setting: tuple[VAE, Tensor]) -> None:
-    """The encoder's gradient by the paper's sum, the decoder's that of IWAE."""
-    model, x = setting
+def test_dreg(with_prior: tuple[VAE, Tensor]) -> None:
+    """The encoder's gradient by the paper's sum, the decoder's and the prior's that of IWAE."""
+    model, x = with_prior
     _, log_px, log_p, log_q = plain_log_weights(model, x, K)
     log_w = log_px + log_p - log_q
     iwae = gradients(-(torch.logsumexp(log_w, 0) - math.log(K)).mean(), model)

@@ -24,6 +24,8 @@ NAMES = [
     "kl_divergence_backward",
     "rsample_kl",
     "rsample_kl_backward",
+    "rsample_log_ratio",
+    "rsample_log_ratio_backward",
     "gaussian_log_prob",
     "gaussian_log_prob_backward",
     "gaussian_log_prob_with_grad",
@@ -58,14 +60,17 @@ def operator_calls(
                 half = packed.narrow(packed_dim, 0, packed.shape[packed_dim] // 2)
                 arguments = (packed, None, seed, 0, packed_dim, [])
                 calls += [(half.clone(), *arguments, 1)] if backward else [arguments]
-        case ("kl_divergence" | "rsample_kl") as base, backward:
+        case ("kl_divergence" | "rsample_kl" | "rsample_log_ratio") as base, backward:
             for n in events:
-                seeds = (seed,) if base == "rsample_kl" else ()
+                seeds = (seed,) if base.startswith("rsample") else ()
                 for prior in ((None, None), (c, d)):
                     if prior[0] is None and torch.broadcast_shapes(a.shape, b.shape) != shape:
                         continue
                     upstream = (z, rows(n)) if seeds else (rows(n),)
                     arguments = (a, b, *prior, *seeds, 0, -1, n)
+                    if base == "rsample_log_ratio":
+                        upstream = tuple(g.expand(2, *g.shape) for g in upstream)
+                        arguments = (*arguments, [2], n == 1)
                     needs = (3,) if prior[0] is None else (5, 15)
                     calls += (
                         [(*upstream, *arguments, k) for k in needs] if backward else [arguments]

@@ -79,6 +79,12 @@ WRONG_OPERATOR_CALLS: dict[str, Callable[[], object]] = {
     "both gradients, the seed wrong": lambda: ops.rsample_kl_backward(
         M, G, M, L, None, None, SEEDS[:2], 0, -1, 1, 3
     ),
+    "log-ratio's gradient without the samples": lambda: ops.rsample_log_ratio_backward(
+        torch.zeros(2, 4, 6), G, M, L, None, None, S, 0, -1, 1, [2], False, 3
+    ),
+    "log-ratio's event_ndim 3 of 2": lambda: ops.rsample_log_ratio(
+        M, L, None, None, S, 0, -1, 3, [2], False
+    ),
     "log_prob's gradient of another shape": lambda: ops.gaussian_log_prob_backward(
         G[:, None], M, L, None, 0.0, 0, 1, 3
     ),

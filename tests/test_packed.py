@@ -53,6 +53,12 @@ def test_from_params_is_chunk(
         ((q.kl(p),), (cq.kl(cp),)),
         (q.rsample_kl(seed=SEED), cq.rsample_kl(seed=SEED)),
         (q.rsample_kl(p, seed=SEED), cq.rsample_kl(cp, seed=SEED)),
+        (q.rsample_log_ratio(seed=SEED), cq.rsample_log_ratio(seed=SEED)),
+        (
+            q.rsample_log_ratio(p, path_derivative=True, seed=SEED),
+            cq.rsample_log_ratio(cp, path_derivative=True, seed=SEED),
+        ),
+        (q.rsample_log_ratio(p, (3,), seed=SEED), cq.rsample_log_ratio(cp, (3,), seed=SEED)),
         ((q.kl(cp),), (cq.kl(p),)),
     ):
         assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -95,7 +101,8 @@ def test_packed_gradcheck_and_gradgradcheck(device: torch.device) -> None:
 
     def run(params: Tensor, prior: Tensor) -> tuple[Tensor, ...]:
         q, p = DiagonalGaussian.from_params(params), DiagonalGaussian.from_params(prior)
-        return q.rsample(seed=SEED), q.kl(), q.kl(p), *q.rsample_kl(p, seed=SEED)
+        values = q.rsample(seed=SEED), q.kl(), q.kl(p)
+        return *values, *q.rsample_kl(p, seed=SEED), *q.rsample_log_ratio(p, seed=SEED)
 
     assert torch.autograd.gradcheck(run, (params, prior))
     assert torch.autograd.gradgradcheck(run, (params, prior))

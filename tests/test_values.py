@@ -96,7 +96,7 @@ def test_result_shapes_and_dtypes(op: Op, device: torch.device) -> None:
                 assert results[0].shape == (*op.options.get("sample_shape", ()), 2, 3, 5)
                 assert results[0].dtype == dtype
             if op.sums:
-                assert results[-1].shape == (2, 3)
+                assert results[-1].shape == (*op.options.get("sample_shape", ()), 2, 3)
                 assert results[-1].dtype == (torch.float32 if dtype in HALF else dtype)
 
 
@@ -136,6 +136,15 @@ def eager(op: Op, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         terms = -0.5 * ((x - mean) ** 2 / logvar.exp() + logvar + log_2pi)
         return (terms.sum(dims),)
     mu, logvar, *prior = tensors
+    eps = op_noise(op, mu) if op.draws else None
+    if op.function == "rsample_log_ratio":
+        z = mu + torch.exp(0.5 * logvar) * eps
+        p = prior or (torch.zeros_like(mu), torch.zeros_like(mu))
+        log_p, log_q = (
+            (-0.5 * ((z - m) ** 2 / s.exp() + s)).sum([d - mu.dim() for d in dims])
+            for m, s in (p, (mu, logvar))
+        )
+        return (z, log_p - log_q)
     if prior:
         prior_mu, prior_logvar = prior
         ratio = (logvar.exp() + (mu - prior_mu) ** 2) / prior_logvar.exp()
@@ -144,7 +153,6 @@ def eager(op: Op, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         kl = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(dims)
     if op.function == "kl_divergence":
         return (kl,)
-    eps = op_noise(op, mu)
     z = mu + torch.exp(0.5 * logvar) * eps
     return (z, kl) if op.sums else (z,)
 

@@ -94,10 +94,11 @@ void run_on_cpu(int step, DType dtype, const Plan& plan) {
   const Kernel kernel = capability().kernels->kernel[step][int(dtype)];
   const int64_t elements = plan.pieces * plan.inner;
   if (plan.slots > 0) {
-    // Slot s has units [s, s + 1) * units / slots, whoever runs it.
+    // Slot s has steps [s, s + 1) * steps / slots, whoever runs it.
+    const int64_t steps = plan.units / plan.slot_step;
+    const auto first = [&](int64_t s) { return s * steps / plan.slots * plan.slot_step; };
     const auto slots = [&](int64_t begin, int64_t end) {
-      for (int64_t s = begin; s < end; ++s)
-        kernel(plan, s * plan.units / plan.slots, (s + 1) * plan.units / plan.slots, s);
+      for (int64_t s = begin; s < end; ++s) kernel(plan, first(s), first(s + 1), s);
     };
     if (plan.slots == 1) return slots(0, 1);
     return parallel_for(plan.slots, 1, slots);
