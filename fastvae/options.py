@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .settings import LIKELIHOODS, OBJECTIVES, POSTERIORS, PRIORS, SIGMAS, Settings
+from .settings import LIKELIHOODS, LR_SCHEDULES, OBJECTIVES, POSTERIORS, PRIORS, SIGMAS, Settings
 
 __all__ = ["SWEEPS", "add_arguments"]
 
@@ -53,6 +53,12 @@ _SETTINGS: dict[str, tuple[tuple[str, Callable[[str], Any] | tuple[str, ...], st
         ("epochs", _WHOLE, "passes over the data, those before --resume included"),
         ("batch-size", _WHOLE, "examples in a step"),
         ("lr", _POSITIVE, "learning rate of Adam"),
+        (
+            "lr-schedule",
+            LR_SCHEDULES,
+            "cosine lowers the learning rate to 0 over all epochs; --resume with more --epochs "
+            "goes on along the longer cosine",
+        ),
         ("seed", _SEED, "of weights, split, order and noise"),
     ),
     "model": (

@@ -17,6 +17,7 @@ from .vae import VAE
 
 __all__ = [
     "LIKELIHOODS",
+    "LR_SCHEDULES",
     "OBJECTIVES",
     "POSTERIORS",
     "PRIORS",
@@ -24,6 +25,7 @@ __all__ = [
     "Settings",
     "annealing",
     "build_model",
+    "lr_schedule",
 ]
 
 LIKELIHOODS = (
@@ -39,6 +41,7 @@ SIGMAS = ("learned", "channel", "pixel", "decoder", "optimal")
 OBJECTIVES = ("elbo", "stl", "iwae", "dreg")
 PRIORS = ("standard", "learned", "mixture", "vamp")
 POSTERIORS = ("diagonal", "full")
+LR_SCHEDULES = ("constant", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Settings:
     free_bits: float = 0.0
     batch_size: int = 64
     lr: float = 1e-3
+    lr_schedule: str = "constant"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -198,3 +202,18 @@ def annealing(settings: Settings, steps: int) -> tuple[str, Callable[[int], floa
     if settings.cycles == 1:
         return name, penalties.Linear(end, ramp)
     return name, penalties.Cyclical(end, period=2 * ramp, cycles=settings.cycles)
+
+
+def lr_schedule(settings: Settings, steps: int) -> Callable[[int], float]:
+    """The factor of the learning rate in a step: 1, or from 1 to 0 along half a cosine over all
+    epochs (Loshchilov & Hutter 2017, "SGDR").
+
+    It follows from the number of the step alone. A run that is resumed with more epochs goes on at
+    the point of the longer cosine where it stands.
+
+    Args:
+        steps: of an epoch.
+    """
+    if settings.lr_schedule == "constant":
+        return lambda step: 1.0
+    return lambda step: 0.5 * (1 + math.cos(math.pi * step / (settings.epochs * steps)))

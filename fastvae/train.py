@@ -212,7 +212,9 @@ def _settings(arguments: argparse.Namespace, state: dict[str, Any] | None) -> Se
         typed["data"] = str(Path(typed["data"]).resolve())  # to be found again from elsewhere
     saved: dict[str, Any] = {}
     if state is not None:
-        saved, done = state["settings"], len(state["history"])
+        # A run of an earlier version had what is now the default of a setting that it lacks.
+        saved = {**dataclasses.asdict(Settings()), **state["settings"]}
+        done = len(state["history"])
         for name, value in typed.items():
             if name != "epochs" and value != saved[name]:
                 option = "--" + name.replace("_", "-")

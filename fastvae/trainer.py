@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import parallel
 from .functional import draw_seed
-from .settings import Settings, annealing, build_model
+from .settings import Settings, annealing, build_model, lr_schedule
 
 __all__ = ["COLUMNS", "Trainer"]
 
@@ -58,7 +58,9 @@ class Trainer:
             torch.manual_seed(settings.seed)
             self.model = build_model(x[order[held_out:]], settings).to(device)
         self.annealing = annealing(settings, self.steps)
+        self.lr_schedule = lr_schedule(settings, self.steps)
         self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=settings.lr)
+        self._lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.history: list[dict[str, float]] = []
 
     @staticmethod
@@ -135,6 +137,8 @@ class Trainer:
         parallel.add_gradients(list(self.model.parameters()))
 
     def _anneal(self, step: int) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr * self.lr_schedule(step)
         if self.annealing is not None:
             name, schedule = self.annealing
             setattr(self.model.objective.penalty, name, schedule(step))  # type: ignore[attr-defined]
