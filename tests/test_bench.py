@@ -43,6 +43,7 @@ N, ROWS = 64 * 16384, 64
         ("kl_divergence:prior", 16 * N + 4 * ROWS, 32 * N + 4 * ROWS),
         ("rsample_kl", 12 * N + 4 * ROWS, 20 * N + 4 * ROWS),
         ("rsample_kl:prior", 20 * N + 4 * ROWS, 36 * N + 4 * ROWS),
+        ("rsample_log_ratio", (8 + 50 * 4) * N + 50 * 4 * ROWS, (16 + 50 * 4) * N + 50 * 4 * ROWS),
         ("gaussian_log_prob:sigma", 8 * N + 4 * ROWS, 12 * N + 4 * ROWS),
         ("gaussian_log_prob:scalar", 8 * N + 4 + 4 * ROWS, 12 * N + 8 + 4 * ROWS),
         ("gaussian_log_prob:elementwise", 12 * N + 4 * ROWS, 20 * N + 4 * ROWS),

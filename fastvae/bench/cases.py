@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,7 @@ __all__ = [
     "DIRECTIONS",
     "DTYPES",
     "OPS",
+    "SAMPLES",
     "SHAPES",
     "TARGETS",
     "Case",
@@ -30,6 +31,7 @@ DTYPES = {
 }
 DIRECTIONS = ("forward", "backward", "forward+backward")
 HALVES = "-halves"
+SAMPLES = 50  # of an importance-weighted bound
 
 
 # ---- Ops -----------------------------------------------------------------------------------------
@@ -70,6 +72,8 @@ class Op:
     shapes: tuple[str, ...] = ("128x20", "64x16384")
     """Timed where the user names no shapes."""
     directions: tuple[str, ...] = DIRECTIONS
+    samples: tuple[int, ...] = ()
+    """Dimensions in front of the outputs."""
 
     @property
     def function(self) -> str:
@@ -80,8 +84,8 @@ class Op:
         operand = operand.removeprefix("grad_")
         if operand == "loss":
             return ()
-        if operand in ("kl", "log_prob"):
-            return size[:1]
+        if operand in self.outputs:
+            return (*self.samples, *(size if operand == "z" else size[:1]))
         is_scale = operand == "logvar" and "mean" in self.inputs
         return self.scale_size(size) if is_scale else size
 
@@ -160,6 +164,11 @@ OPS = {
         _latent("kl_divergence:prior", (*_Q, *_P), ("kl",)),
         _latent("rsample_kl", _Q, ("z", "kl")),
         _latent("rsample_kl:prior", (*_Q, *_P), ("z", "kl")),
+        replace(
+            _latent("rsample_log_ratio", _Q, ("z", "log_ratio")),
+            shapes=("128x64",),
+            samples=(SAMPLES,),
+        ),
         *(log_prob for log_prob, _ in _LIKELIHOODS),
         *(loss for _, loss in _LIKELIHOODS),
     )
@@ -216,6 +225,7 @@ for _name, _text in (
     ("128x784", "MNIST likelihood"),
     ("64x3x64x64", "image likelihood"),
     ("1024x128", "wide latent"),
+    ("128x64", f"{SAMPLES} samples of it"),
     ("64x16384", "large"),
     ("32x262144", "larger than any cache"),
 ):
@@ -262,7 +272,7 @@ class Case:
         """In all calls. Sums over an event are float32 where the inputs are of a half type."""
         total = 0
         for operand in operands:
-            is_sum = operand.removeprefix("grad_") in ("kl", "log_prob", "loss")
+            is_sum = operand.removeprefix("grad_") in ("kl", "log_prob", "log_ratio", "loss")
             item = max(4, self.dtype.itemsize) if is_sum else self.dtype.itemsize
             total += sum(item * math.prod(self.op.size(operand, s)) for s in self.shape.sizes)
         return total
@@ -285,6 +295,7 @@ TARGETS: dict[tuple[str, str], dict[str, float]] = {
     ("rsample_kl", "1024x128"): {"eager": 5, "compile": 10, "jax": 3},
     ("rsample_kl", "128x20"): {"eager": 2, "compile": 2},
     ("rsample_kl", "32x262144"): {"eager": 8, "compile": 8, "jax": 3},
+    ("rsample_log_ratio", "128x64"): {"eager": 4},
     ("kl_divergence:prior", "64x16384"): {"eager": 8, "compile": 4},
     ("kl_divergence:prior", "128x20"): {"eager": 2, "compile": 2},
     ("kl_divergence", "64x16384"): {"eager": 6, "compile": 1.5},

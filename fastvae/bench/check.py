@@ -53,7 +53,11 @@ def check(
             _check_shape(name, g, leaf.shape)
 
     # Of few rows: all but those in the middle, if no row's results depend on others.
-    alone = case.op.outputs != ("loss",) and len({t.shape for t in level.leaves}) == 1
+    alone = (
+        not case.op.samples
+        and case.op.outputs != ("loss",)
+        and len({t.shape for t in level.leaves}) == 1
+    )
     kept = max(1, _ENOUGH // (2 * math.prod(size[1:]))) if alone else rows
 
     def some(t: Tensor) -> Tensor:
@@ -93,6 +97,10 @@ def _definition(case: Case, tensors: list[Tensor], outputs: Sequence[Tensor]) ->
         eps = ((outputs[0].double() - mu) / sigma).detach()
         _check_normal(eps, _TOLERANCE[case.dtype])
         right.append(mu + sigma * eps)
+    if function == "rsample_log_ratio":
+        z, dims = right[0], tensors[0].dim() - 1
+        log_p = reference.gaussian_log_prob(z, 0.0, event_ndim=dims)
+        right.append(log_p - reference.gaussian_log_prob(z, *tensors, event_ndim=dims))
     if "kl" in function:
         right.append(reference.kl_divergence(*tensors))
     return right

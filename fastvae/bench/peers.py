@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 import fastvae
 from fastvae import DiagonalGaussian
 
-from .cases import Case
+from .cases import SAMPLES, Case
 from .inputs import SIGMA, Inputs
 
 __all__ = [
@@ -217,6 +218,15 @@ class Formulas(Library):
     def rsample_kl(self, mu: Any, logvar: Any, *prior: Any) -> Any:
         return self.rsample(mu, logvar), self.kl_divergence(mu, logvar, *prior)
 
+    def rsample_log_ratio(self, mu: Any, logvar: Any) -> Any:
+        std = self.lib.exp(0.5 * logvar)
+        eps = self.normal_like(self.lib.broadcast_to(std, (SAMPLES, *std.shape)))
+        z = mu + std * eps
+        log_2pi = math.log(2 * math.pi)
+        log_p = -0.5 * _rows(log_2pi + z**2, 2)
+        log_q = -0.5 * _rows(log_2pi + logvar + (z - mu) ** 2 / self.lib.exp(logvar), 2)
+        return z, log_p - log_q
+
     def gaussian_log_prob(self, x: Any, mean: Any, logvar: Any = None) -> Any:
         if logvar is None:
             constant = math.log(SIGMA) + 0.5 * math.log(2 * math.pi)
@@ -225,8 +235,8 @@ class Formulas(Library):
         return -0.5 * _rows(math.log(2 * math.pi) + logvar + squares)
 
 
-def _rows(t: Any) -> Any:
-    return t.reshape(len(t), -1).sum(-1)
+def _rows(t: Any, dims: int = 1) -> Any:
+    return t.reshape(*t.shape[:dims], -1).sum(-1)
 
 
 class Distributions(Library):
@@ -241,6 +251,11 @@ class Distributions(Library):
     def rsample_kl(self, mu: Tensor, logvar: Tensor, *prior: Tensor) -> tuple[Tensor, Tensor]:
         q = _gaussian(mu, logvar)
         return q.rsample(), kl_divergence(q, _prior(mu, *prior))
+
+    def rsample_log_ratio(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        q = _gaussian(mu, logvar)
+        z = q.rsample((SAMPLES,))
+        return z, _prior(mu).log_prob(z) - q.log_prob(z)
 
     def gaussian_log_prob(self, x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
         scale = SIGMA if logvar is None else torch.exp(0.5 * logvar)
@@ -265,12 +280,13 @@ def _fused(case: Case) -> Function:
     function = getattr(fastvae, case.op.function)
     if case.op.name.endswith(":sigma"):
         return lambda x, mean: function(x, mean, SIGMA, param="std")
+    samples = {"sample_shape": case.op.samples} if case.op.samples else {}
     if not case.shape.halves:
-        return function
+        return partial(function, **samples) if samples else function
     method = {"kl_divergence": "kl"}.get(case.op.function, case.op.function)
     gaussian = DiagonalGaussian.from_params
 
     def packed(q: Tensor, *p: Tensor) -> Any:
-        return getattr(gaussian(q), method)(*map(gaussian, p))
+        return getattr(gaussian(q), method)(*map(gaussian, p), **samples)
 
     return packed
