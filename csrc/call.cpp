@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <utility>
 
@@ -50,13 +51,13 @@ int32_t device_type_of(const Tensor& tensor) {
 Call::Call(const char* op, int64_t param, const OptionalBound& bound) : op_(op) {
   constexpr ScaleForm forms[] = {{true, 0.5f}, {true, 1.0f}, {false, 1.0f}, {false, 0.5f}};
   if (param < 0 || param > 3) fail("param is " + std::to_string(param) + ", want 0 ... 3");
-  plan_.scale = forms[param];
+  plan_.settings.scale = forms[param];
   if (!bound) return;
   if (bound->size() != 3 || !((*bound)[0] >= 0 && (*bound)[0] < int(Bounding::none)))
     fail("bound is not a kind, 0 ... 2, with its two ends");
-  plan_.scale.bounding = Bounding(int((*bound)[0]));
-  plan_.scale.low = (*bound)[1];
-  plan_.scale.high = (*bound)[2];
+  plan_.settings.scale.bounding = Bounding(int((*bound)[0]));
+  plan_.settings.scale.low = (*bound)[1];
+  plan_.settings.scale.high = (*bound)[2];
 }
 
 void Call::fail(const std::string& message) const {
@@ -122,6 +123,12 @@ void Call::gaussian(const char* mu_name, const Tensor& mu, const char* s_name,
 void Call::noise(const Tensor& seed, const Dims& sample_shape) {
   seed_ = seed;
   sample_shape_ = sample_shape;
+}
+
+void Call::levels(int64_t bins, double low, double high) {
+  if (bins < 2) fail("bins is " + std::to_string(bins) + ", want at least 2");
+  const double width = (high - low) / double(bins - 1);
+  plan_.settings.levels = {width / 2, std::log(width), low + width / 2, high - width / 2};
 }
 
 void Call::rows(int64_t event_ndim) {

@@ -39,7 +39,7 @@ constexpr int index_in(List<Ops...>) {
 
 class Call {
  public:
-  Call(const char* op, int64_t param, const OptionalBound& bound = std::nullopt);
+  explicit Call(const char* op, int64_t param = 0, const OptionalBound& bound = std::nullopt);
 
   void input(const char* name, const Tensor& tensor);
   void constant(double value);
@@ -48,6 +48,8 @@ class Call {
                 int64_t packed_dim);
   // `seed`: an int64 tensor on the inputs' device, one for all or one a row.
   void noise(const Tensor& seed, const Dims& sample_shape = {});
+  // Values are `bins` levels from `low` to `high`.
+  void levels(int64_t bins, double low, double high);
   // The last `event_ndim` dimensions are one row, to be summed.
   void rows(int64_t event_ndim);
 

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "math.h"
+#include "pixel_formulas.h"
 #include "plan.h"
 
 namespace fastvae {
@@ -26,6 +27,8 @@ struct Bounded {
 };
 
 struct Scale : ScaleForm {
+  FASTVAE_INLINE Scale(const Settings& settings) : ScaleForm(settings.scale) {}
+
   // Soft, with high' = high - softplus(high - s): low + softplus(high' - low). What softplus is
   // above max(t, 0) is all that is added, so that s far from both ends keeps its digits.
   template <class V>
@@ -76,12 +79,6 @@ struct Scale : ScaleForm {
     if (logarithmic) return exp(V(-factor) * s).exp;
     return V(1) / sigma(s);
   }
-  // difference / sigma. Where the values are equal that is 0, even if 1 / sigma has overflowed.
-  template <class V>
-  FASTVAE_INLINE V standardize(V difference, V inverse_sigma) const {
-    const auto lost = (difference == V(0)) & (inverse_sigma == V(Constants<Real<V>>::infinity));
-    return select(lost, V(0), difference * inverse_sigma);
-  }
   // dh/ds
   template <class V>
   FASTVAE_INLINE V log_sigma_slope(V s) const {
@@ -98,18 +95,6 @@ struct Scale : ScaleForm {
   FASTVAE_INLINE V sigma_slope(V s) const {
     return sigma_slope(s, logarithmic ? exp(V(factor) * s).exp : s);
   }
-};
-
-// What a step of an op reads and gives. `noise`: it takes a standard normal. `value`: it returns
-// the number that is summed over a row. `row_grad`: it takes the upstream gradient of that sum.
-struct Step {
-  int inputs;
-  int outputs;
-  bool noise = false;
-  bool value = false;
-  bool row_grad = false;
-  int scale_input = 0;  // > 0: this input, s, is often one number, and the loop looks out for that
-  int bounded_input = 0;  // > 0: the loop passes this input, s, and its gradient through the bound
 };
 
 // The inputs of a step backward are those of its step forward, then the gradient of z if there is a
@@ -172,7 +157,7 @@ template <class V>
 FASTVAE_INLINE KL<V> kl(Scale scale, const V (&qp)[4]) {
   const auto& [mu, s, prior_mu, prior_s] = qp;
   const Exp<V> e = exp(scale.log_sigma(s) - scale.log_sigma(prior_s));
-  const V w = scale.standardize(mu - prior_mu, scale.inverse_sigma(prior_s));
+  const V w = safe_product(mu - prior_mu, scale.inverse_sigma(prior_s));
   return {fma(V(0.5) * w, w, fma(e.half_expm1, e.expm1, e.tail)), scale.sigma(s)};
 }
 
@@ -183,8 +168,8 @@ FASTVAE_INLINE V kl_backward(Scale scale, V grad_kl, const V (&qp)[4], V (&grad)
   const V expm1 = exp(scale.log_sigma(s) - scale.log_sigma(prior_s)).expm1;
   const V growth = expm1 * (expm1 + V(2));  // e^{2d} - 1
   const V inverse = scale.inverse_sigma(prior_s);
-  const V w = scale.standardize(mu - prior_mu, inverse);
-  grad_mu = grad_kl * scale.standardize(w, inverse);
+  const V w = safe_product(mu - prior_mu, inverse);
+  grad_mu = grad_kl * safe_product(w, inverse);
   grad_s = grad_kl * growth * scale.log_sigma_slope(s);
   grad_prior_mu = V(0) - grad_mu;
   grad_prior_s = V(0) - grad_kl * fma(w, w, growth) * scale.log_sigma_slope(prior_s);
@@ -262,7 +247,7 @@ FASTVAE_INLINE LogRatio<V> log_ratio(Scale scale, const V (&qp)[4], V eps) {
   const auto& [mu, s, prior_mu, prior_s] = qp;
   const V sigma = scale.sigma(s), inverse = scale.inverse_sigma(prior_s);
   // Not z - mu_p, which has the error of rounding z: large where |mu| >> sigma.
-  const V w = scale.standardize(fma(sigma, eps, mu - prior_mu), inverse);
+  const V w = safe_product(fma(sigma, eps, mu - prior_mu), inverse);
   return {fma(sigma, eps, mu), sigma, w, inverse};
 }
 
@@ -294,7 +279,7 @@ struct RsampleLogRatio {
       for (int i = 0; i < N; ++i) gaussians[i] = in[i];
       const V &s = in[1], &grad_z = in[N];
       const LogRatio<V> r = log_ratio(scale, gaussians, eps);
-      const V pull = scale.standardize(r.w, r.inverse_prior_sigma);
+      const V pull = safe_product(r.w, r.inverse_prior_sigma);
       V slope = V(0) - pull;
       if constexpr (kPath) slope = slope + eps / r.sigma;
       out[0] = fma(grad_ratio, slope, grad_z);
@@ -322,7 +307,7 @@ struct GaussianLogProb {
     FASTVAE_INLINE static V apply(Scale scale, const V (&in)[3], V, V, V (&)[1]) {
       const auto& [x, mean, s] = in;
       const V half_log_two_pi(Real<V>(0.918938533204672741780329736406));
-      const V w = scale.standardize(x - mean, scale.inverse_sigma(s));
+      const V w = safe_product(x - mean, scale.inverse_sigma(s));
       return fma(V(-0.5) * w, w, V(0) - scale.log_sigma(s)) - half_log_two_pi;
     }
   };
@@ -334,8 +319,8 @@ struct GaussianLogProb {
       const auto& [x, mean, s] = in;
       auto& [grad_x, grad_mean, grad_s] = out;
       const V inverse = scale.inverse_sigma(s);
-      const V w = scale.standardize(x - mean, inverse);
-      grad_mean = grad_log_prob * scale.standardize(w, inverse);
+      const V w = safe_product(x - mean, inverse);
+      grad_mean = grad_log_prob * safe_product(w, inverse);
       grad_x = V(0) - grad_mean;
       grad_s = grad_log_prob * fma(w, w, V(-1)) * scale.log_sigma_slope(s);
       return V(0);
@@ -369,7 +354,10 @@ using Steps =
          RsampleLogRatio<2>::Forward, RsampleLogRatio<2>::Backward,
          RsampleLogRatio<2>::PathBackward, RsampleLogRatio<4>::Forward,
          RsampleLogRatio<4>::Backward, RsampleLogRatio<4>::PathBackward, GaussianLogProb::Forward,
-         GaussianLogProb::Backward, GaussianLogProb::ForwardBackward>;
+         GaussianLogProb::Backward, GaussianLogProb::ForwardBackward, BernoulliLogProb::Forward,
+         BernoulliLogProb::Backward, ContinuousBernoulliLogProb::Forward,
+         ContinuousBernoulliLogProb::Backward, LaplaceLogProb::Forward, LaplaceLogProb::Backward,
+         DiscretizedLogisticLogProb::Forward, DiscretizedLogisticLogProb::Backward>;
 
 template <class... S>
 constexpr int length(List<S...>) {

@@ -118,6 +118,11 @@ FASTVAE_INLINE int64_t wrap_sub(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b));
 }
 
+template <class V>
+FASTVAE_INLINE V magnitude(V x) {
+  return at_least(V(0) - x, x);
+}
+
 // c[0] + c[1] x + ... by Horner's rule.
 template <class V, int N>
 FASTVAE_INLINE V polynomial(V x, const Real<V> (&c)[N]) {
@@ -213,6 +218,13 @@ FASTVAE_INLINE V exp_polynomial(V r, V r2) {
                         0x1.61580cd2cf5c7p-33};
     return short_polynomial(r, r2, c);
   }
+}
+
+// a * b, and 0 where a is, even if b has overflowed.
+template <class V>
+FASTVAE_INLINE V safe_product(V a, V b) {
+  const auto lost = (a == V(0)) & (b == V(Constants<Real<V>>::infinity));
+  return select(lost, V(0), a * b);
 }
 
 // ---- Exponential and its relatives --------------------------------------------------------------
@@ -336,16 +348,17 @@ FASTVAE_INLINE V log1p(V u) {
 
 template <class V>
 struct Softplus {
-  V value;    // ln(1 + e^t)
-  V tail;     // ln(1 + e^-|t|), by which that is above max(t, 0)
-  V sigmoid;  // 1 / (1 + e^-t), its derivative
+  V value;         // ln(1 + e^t)
+  V tail;          // ln(1 + e^-|t|), by which that is above max(t, 0)
+  V sigmoid;       // 1 / (1 + e^-t), its derivative
+  V tail_sigmoid;  // 1 / (1 + e^|t|)
 };
 
 template <class V>
 FASTVAE_INLINE Softplus<V> softplus(V t) {
   const V u = exp(at_most(V(0) - t, t)).exp;  // e^-|t|
-  const V tail = log1p(u);
-  return {at_least(V(0), t) + tail, tail, select(t < V(0), u, V(1)) / (V(1) + u)};
+  const V tail = log1p(u), sum = V(1) + u;
+  return {at_least(V(0), t) + tail, tail, select(t < V(0), u, V(1)) / sum, u / sum};
 }
 
 // ---- sin and cos of pi x, |x| <= 1/4 ------------------------------------------------------------

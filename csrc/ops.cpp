@@ -199,7 +199,7 @@ Four gaussian_log_prob_with_grad(const Tensor& grad_log_prob, const Tensor& x, c
 // gradient *= factor, a 0-d tensor on the same device, unless that is 1: then nothing is read or
 // written, and the host need not wait to know. On the CPU the caller knows.
 void scale_(Tensor gradient, const Tensor& factor) {
-  Call call("scale_", 0);
+  Call call("scale_");
   call.input("gradient", gradient);
   call.scale(factor);
 }

@@ -27,7 +27,20 @@ struct AccumulateOf<double> {
 template <class T>
 using Accumulate = typename AccumulateOf<T>::type;
 
-constexpr int kSteps = 19;  // the length of `Steps` in formulas.h
+constexpr int kSteps = 27;  // the length of `Steps` in formulas.h
+
+// What a step of an op reads and gives. `noise`: it takes a standard normal. `value`: it returns
+// the number that is summed over a row. `row_grad`: it takes the upstream gradient of that sum.
+struct Step {
+  int inputs;
+  int outputs;
+  bool noise = false;
+  bool value = false;
+  bool row_grad = false;
+  int scale_input = 0;    // > 0: this input is often one number, and the loop looks out for that
+  int bounded_input = 0;  // > 0: this input, s of a Gaussian, passes with its gradient through the
+                          // loop's bound
+};
 
 // How s = ln sigma^2 is kept between two numbers (fastvae/bounds.py), in the order of its kinds.
 enum class Bounding : int { hard, soft, straight_through, none };
@@ -38,6 +51,19 @@ struct ScaleForm {
   float factor = 0.5f;
   Bounding bounding = Bounding::none;
   double low = 0, high = 0;
+};
+
+// Of values that are one of some levels: half the distance of two, its double's logarithm, and
+// where the bins of the first and the last level meet their neighbours.
+struct Levels {
+  double half_width = 0, log_width = 0;
+  double first_end = 0, last_begin = 0;
+};
+
+// What the formulas of a call are told beside its operands.
+struct Settings {
+  ScaleForm scale;
+  Levels levels;
 };
 
 constexpr int kMaxDims = 6;
@@ -85,7 +111,7 @@ struct Noise {
 };
 
 struct Plan {
-  ScaleForm scale;
+  Settings settings;
   int dims = 0;
   int64_t size[kMaxDims] = {};
   int64_t inner = 1;

@@ -19,6 +19,7 @@ __all__ = [
     "PARAMS",
     "TensorLike",
     "check_bound",
+    "check_levels",
     "check_param",
     "check_reduction",
     "check_sample_shape",
@@ -73,6 +74,14 @@ def check_reduction(reduction: str) -> None:
     """Raises ValueError if `reduction` is neither "mean" nor "sum"."""
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}; want 'mean' or 'sum'")
+
+
+def check_levels(bins: int, low: float, high: float) -> None:
+    """Raises ValueError if there are no `bins` levels from `low` to `high`."""
+    if bins < 2:
+        raise ValueError(f"bins is {bins}; want at least 2")
+    if not low < high:
+        raise ValueError(f"low is {low} and high is {high}; want low below high")
 
 
 def event_dims(event_ndim: int | None, ndim: int) -> int:
@@ -133,17 +142,18 @@ def gaussians(
 
 
 def log_prob_arguments(
-    x: TensorLike, mean: TensorLike, logvar: TensorLike
+    x: TensorLike, mean: TensorLike, **scale: TensorLike
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None], float, torch.Size]:
-    """The tensors of a log-likelihood, the number that stands for `logvar`, their shape.
+    """The tensors of a log-likelihood, the number that stands for its scale, their shape.
 
     A number is not made a tensor, so that it is not rounded to a half type.
     """
-    if isinstance(logvar, int | float):
+    (value,) = scale.values()
+    if isinstance(value, int | float):
         (x, mean), shape = gaussian_arguments(x=x, mean=mean)
-        return (x, mean, None), float(logvar), shape
-    (x, mean, scale), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
-    return (x, mean, scale), 0.0, shape
+        return (x, mean, None), float(value), shape
+    (x, mean, value), shape = gaussian_arguments(x=x, mean=mean, **scale)
+    return (x, mean, value), 0.0, shape
 
 
 def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Size]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import backend  # noqa: F401  loads the binary, which defines the ops
 
-__all__: list[str] = []
+__all__ = ["PIXEL_LOG_PROBS"]
 
 
 class Layout:
@@ -330,34 +330,60 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
     return None
 
 
-def _on_one_device(function: Callable[..., Any]) -> Callable[..., Any]:
+# How many tensors the arguments of a log-probability of pixels begin with. `event_ndim` is the last
+# of the arguments; backward has the upstream gradient before and `needs` behind them.
+PIXEL_LOG_PROBS = {
+    "bernoulli_log_prob": 2,
+    "continuous_bernoulli_log_prob": 2,
+    "laplace_log_prob": 3,
+    "discretized_logistic_log_prob": 3,
+}
+
+
+def _log_prob(count: int, *arguments: Any) -> Tensor:
+    return Layout(arguments[:count], event_ndim=arguments[-1]).value()
+
+
+def _log_prob_backward(count: int, grad_log_prob: Tensor, *arguments: Any) -> Gradients:
+    *operands, event_ndim, needs = arguments
+    return Layout(operands[:count], event_ndim=event_ndim).gradients(count, needs)
+
+
+def _on_one_device(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The dispatcher comes here if one tensor is meta, whatever the others are."""
 
-    @functools.wraps(function)
     def checked(*arguments: Any) -> Any:
         devices = {str(t.device) for t in arguments if isinstance(t, Tensor)}
         torch._check(
             len(devices) == 1,
-            lambda: f"fastvae.{function.__name__}: tensors on {sorted(devices)}; want one device",
+            lambda: f"fastvae.{name}: tensors on {sorted(devices)}; want one device",
         )
         return function(*arguments)
 
     return checked
 
 
-for _function in (
-    rsample,
-    rsample_backward,
-    kl_divergence,
-    kl_divergence_backward,
-    rsample_kl,
-    rsample_kl_backward,
-    rsample_log_ratio,
-    rsample_log_ratio_backward,
-    gaussian_log_prob,
-    gaussian_log_prob_backward,
-    gaussian_log_prob_with_grad,
-    scale_,
-):
-    if hasattr(torch.ops.fastvae, _function.__name__):  # absent without a binary
-        torch.library.register_fake(f"fastvae::{_function.__name__}", _on_one_device(_function))
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        rsample,
+        rsample_backward,
+        kl_divergence,
+        kl_divergence_backward,
+        rsample_kl,
+        rsample_kl_backward,
+        rsample_log_ratio,
+        rsample_log_ratio_backward,
+        gaussian_log_prob,
+        gaussian_log_prob_backward,
+        gaussian_log_prob_with_grad,
+        scale_,
+    )
+}
+for _name, _count in PIXEL_LOG_PROBS.items():
+    _FUNCTIONS[_name] = functools.partial(_log_prob, _count)
+    _FUNCTIONS[f"{_name}_backward"] = functools.partial(_log_prob_backward, _count)
+
+for _name, _function in _FUNCTIONS.items():
+    if hasattr(torch.ops.fastvae, _name):  # absent without a binary
+        torch.library.register_fake(f"fastvae::{_name}", _on_one_device(_name, _function))

@@ -36,29 +36,31 @@ __all__ = [
     "RsampleKL",
     "RsampleLogRatio",
     "apply",
+    "find_op",
+    "log_prob_backward",
     "transformed",
 ]
 
 Gradients = tuple[Tensor | None, ...]
 
 
-def _op(name: str) -> Any:
+def find_op(name: str) -> Any:
     """An op of the binary, looked up once: every call would pay for it. None without a binary."""
     return getattr(getattr(torch.ops.fastvae, name, None), "default", None)
 
 
-_rsample = _op("rsample")
-_rsample_backward = _op("rsample_backward")
-_kl_divergence = _op("kl_divergence")
-_kl_divergence_backward = _op("kl_divergence_backward")
-_rsample_kl = _op("rsample_kl")
-_rsample_kl_backward = _op("rsample_kl_backward")
-_rsample_log_ratio = _op("rsample_log_ratio")
-_rsample_log_ratio_backward = _op("rsample_log_ratio_backward")
-_gaussian_log_prob = _op("gaussian_log_prob")
-_gaussian_log_prob_backward = _op("gaussian_log_prob_backward")
-_gaussian_log_prob_with_grad = _op("gaussian_log_prob_with_grad")
-_scale_ = _op("scale_")
+_rsample = find_op("rsample")
+_rsample_backward = find_op("rsample_backward")
+_kl_divergence = find_op("kl_divergence")
+_kl_divergence_backward = find_op("kl_divergence_backward")
+_rsample_kl = find_op("rsample_kl")
+_rsample_kl_backward = find_op("rsample_kl_backward")
+_rsample_log_ratio = find_op("rsample_log_ratio")
+_rsample_log_ratio_backward = find_op("rsample_log_ratio_backward")
+_gaussian_log_prob = find_op("gaussian_log_prob")
+_gaussian_log_prob_backward = find_op("gaussian_log_prob_backward")
+_gaussian_log_prob_with_grad = find_op("gaussian_log_prob_with_grad")
+_scale_ = find_op("scale_")
 
 
 class Function(torch.autograd.Function):
@@ -388,18 +390,29 @@ class GaussianLogProb(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_log_prob: Tensor) -> Gradients:
-        return *_log_prob_backward(ctx, grad_log_prob, ctx.settings), None, None, None, None
+        op, formula = _gaussian_backward, GaussianLogProb.formula
+        return *log_prob_backward(ctx, op, formula, grad_log_prob), None, None, None, None
 
 
-def _log_prob_backward(
-    ctx: Any, grad_log_prob: Tensor, settings: tuple[float, int, int, Numbers | None]
+def _gaussian_backward(grad_log_prob: Tensor, *arguments: Any) -> Gradients:
+    *others, bound, needs = arguments
+    return _gaussian_log_prob_backward(grad_log_prob, *others, needs, bound)
+
+
+def log_prob_backward(
+    ctx: Any, op: Any, formula: Callable[..., Tensor], grad_log_prob: Tensor
 ) -> Gradients:
+    """The gradients of a log-probability's tensors, which `ctx` saved with its `settings`.
+
+    Args:
+        op: takes the upstream gradient, the tensors, the settings, and whose gradients are wanted.
+        formula: of the tensors and the settings.
+    """
     tensors = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:3]
+    needs = ctx.needs_input_grad[: len(tensors)]
     if _recording():
-        return _recorded(GaussianLogProb.formula, tensors, settings, needs, (grad_log_prob,))
-    *options, bound = settings
-    return _gaussian_log_prob_backward(grad_log_prob, *tensors, *options, _bits(needs), bound)
+        return _recorded(formula, tensors, ctx.settings, needs, (grad_log_prob,))
+    return op(grad_log_prob, *tensors, *ctx.settings, _bits(needs))
 
 
 class GaussianNLLLoss(Function):
@@ -439,7 +452,8 @@ class GaussianNLLLoss(Function):
     def backward(ctx: Any, grad_loss: Tensor) -> Gradients:
         grads, ctx.grads = ctx.grads, None
         if grads is None or _recording():
-            grads = _log_prob_backward(ctx, grad_loss * ctx.grad, ctx.settings)
+            op, formula = _gaussian_backward, GaussianLogProb.formula
+            grads = log_prob_backward(ctx, op, formula, grad_loss * ctx.grad)
         else:
             for gradient in grads:
                 if gradient is not None:

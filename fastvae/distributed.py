@@ -9,6 +9,8 @@ all rows the numbers are those of one process too, but the batch is gathered.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from . import (
     backend,  # noqa: F401  loads the binary, which defines the ops
     functional,
 )
+from ._fake import PIXEL_LOG_PROBS
 
 __all__ = ["draw_seed"]
 
@@ -163,17 +166,34 @@ def _gaussian_log_prob_backward(*a: Any) -> list[_Rule]:
     return _rules(a, [1, 2, 3], grad_value=0, event_ndim=a[6], needs=a[7])
 
 
-for _function in (
-    _rsample,
-    _rsample_backward,
-    _kl_divergence,
-    _kl_divergence_backward,
-    _rsample_kl,
-    _rsample_kl_backward,
-    _rsample_log_ratio,
-    _rsample_log_ratio_backward,
-    _gaussian_log_prob,
-    _gaussian_log_prob_backward,
-):
-    if _op := getattr(torch.ops.fastvae, _function.__name__[1:], None):
-        register_sharding(_op.default)(_function)
+def _log_prob(count: int, *a: Any) -> list[_Rule]:
+    return _rules(a, list(range(count)), event_ndim=a[-1], outputs=1)
+
+
+def _log_prob_backward(count: int, *a: Any) -> list[_Rule]:
+    operands = list(range(1, count + 1))
+    return _rules(a, operands, grad_value=0, event_ndim=a[-2], needs=a[-1])
+
+
+_RULES: dict[str, Callable[..., list[_Rule]]] = {
+    function.__name__[1:]: function
+    for function in (
+        _rsample,
+        _rsample_backward,
+        _kl_divergence,
+        _kl_divergence_backward,
+        _rsample_kl,
+        _rsample_kl_backward,
+        _rsample_log_ratio,
+        _rsample_log_ratio_backward,
+        _gaussian_log_prob,
+        _gaussian_log_prob_backward,
+    )
+}
+for _name, _count in PIXEL_LOG_PROBS.items():
+    _RULES[_name] = functools.partial(_log_prob, _count)
+    _RULES[f"{_name}_backward"] = functools.partial(_log_prob_backward, _count)
+
+for _name, _rule in _RULES.items():
+    if _op := getattr(torch.ops.fastvae, _name, None):
+        register_sharding(_op.default)(_rule)

@@ -259,7 +259,7 @@ def gaussian_log_prob(
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
     code, numbers = check_param(param), check_bound(bound, param)
-    tensors, scale, shape = log_prob_arguments(x, mean, logvar)
+    tensors, scale, shape = log_prob_arguments(x, mean, logvar=logvar)
     dims = event_dims(event_ndim, len(shape))
     if not has_kernels(tensors[0]):
         return reference.gaussian_log_prob(
@@ -302,7 +302,7 @@ def gaussian_nll_loss(
     """
     check_reduction(reduction)
     code, numbers = check_param(param), check_bound(bound, param)
-    tensors, scale, shape = log_prob_arguments(x, mean, logvar)
+    tensors, scale, shape = log_prob_arguments(x, mean, logvar=logvar)
     dims = event_dims(event_ndim, len(shape))
     if _final_gradients(tensors, shape):
         rows = shape[: len(shape) - dims]

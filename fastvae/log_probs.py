@@ -1,22 +1,38 @@
-"""Log-probabilities of pixels other than the Gaussian's, in plain PyTorch.
+"""Log-probabilities of pixels other than the Gaussian's.
 
 As the ops of `fastvae.functional`: values are nats, summed over the last `event_ndim` dimensions,
 by default all but the first; arguments broadcast against each other and may be numbers; half types
 are computed and summed in float32; a wrong dtype raises TypeError, a wrong shape or device
 ValueError. All are differentiable in every argument, and stable: no difference of nearly equal
 numbers, no overflow that a result does not have.
+
+Those whose cost is a pass over the pixels are fused ops, defined by their twins in
+`fastvae.reference`; the mixture and the categorical are plain PyTorch.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid
+from torch.nn.functional import log_softmax
 
-from ._arguments import TensorLike, gaussian_arguments
-from .reference import _computed_in, _sum
+from . import reference
+from ._arguments import (
+    TensorLike,
+    check_levels,
+    event_dims,
+    gaussian_arguments,
+    log_prob_arguments,
+)
+from ._formulas import computed_in, event_sum
+from ._functions import apply
+from ._pixel_functions import (
+    BernoulliLogProb,
+    ContinuousBernoulliLogProb,
+    DiscretizedLogisticLogProb,
+    LaplaceLogProb,
+)
+from .functional import has_kernels
 
 __all__ = [
     "bernoulli_log_prob",
@@ -42,9 +58,11 @@ def bernoulli_log_prob(
     Returns:
         Nats, of shape `logits.shape[:-event_ndim]`.
     """
-    (x, logits), shape = gaussian_arguments(x=x, logits=logits)
-    x, logits = _computed_in(x), _computed_in(logits)
-    return _sum(x * logsigmoid(logits) + (1 - x) * logsigmoid(-logits), shape, event_ndim)
+    tensors, shape = gaussian_arguments(x=x, logits=logits)
+    dims = event_dims(event_ndim, len(shape))
+    if not has_kernels(tensors[0]):
+        return reference.bernoulli_log_prob(*tensors, event_ndim=dims)
+    return apply(BernoulliLogProb, *tensors, dims)
 
 
 def continuous_bernoulli_log_prob(
@@ -67,59 +85,11 @@ def continuous_bernoulli_log_prob(
     Returns:
         Nats, of shape `logits.shape[:-event_ndim]`.
     """
-    (x, logits), shape = gaussian_arguments(x=x, logits=logits)
-    x, logits = _computed_in(x), _computed_in(logits)
-    # Far from 0: the part of ln sinhc that is |h| cancels against (x - 1/2) l by hand.
-    a = torch.where(_near_half(logits), 1, logits.abs())
-    far = -(x * (-logits).relu() + (1 - x) * logits.relu()) - torch.log(-torch.expm1(-a) / a)
-    near = (x - 0.5) * logits - _log_sinhc_near_0(_within_half(logits))
-    return _sum(torch.where(_near_half(logits), near, far), shape, event_ndim)
-
-
-def continuous_bernoulli_mean(logits: Tensor) -> Tensor:
-    """1 / (1 - e^-l) - 1 / l, the mean of the continuous Bernoulli: 1/2 at l = 0."""
-    l = _computed_in(logits)  # noqa: E741
-    a = torch.where(_near_half(l), 1, l)
-    far = -1 / torch.expm1(-a) - 1 / a
-    h = _within_half(l) / 2
-    near = (
-        0.5 + 0.5 * _polynomial(h * h, [2 * n * c for n, c in enumerate(_LOG_SINHC, start=1)]) * h
-    )
-    return torch.where(_near_half(l), near, far).to(logits.dtype)
-
-
-# ln(sinh(h) / h) = h^2/6 - h^4/180 + ..., for |h| < pi; to double precision for |h| <= 1/4.
-_LOG_SINHC = (
-    1 / 6,
-    -1 / 180,
-    1 / 2835,
-    -1 / 37800,
-    1 / 467775,
-    -691 / 3831077250,
-    2 / 127702575,
-)
-
-
-def _near_half(logits: Tensor) -> Tensor:
-    """Where the probability is near 1/2, so that series serve."""
-    return logits.abs() < 0.5
-
-
-def _within_half(logits: Tensor) -> Tensor:
-    return torch.where(_near_half(logits), logits, 0)
-
-
-def _log_sinhc_near_0(logits: Tensor) -> Tensor:
-    square = logits * logits / 4
-    return square * _polynomial(square, list(_LOG_SINHC))
-
-
-def _polynomial(t: Tensor, coefficients: list[float]) -> Tensor:
-    """c0 + c1 t + ..., by Horner's rule."""
-    value = torch.zeros_like(t)
-    for c in reversed(coefficients):
-        value = value * t + c
-    return value
+    tensors, shape = gaussian_arguments(x=x, logits=logits)
+    dims = event_dims(event_ndim, len(shape))
+    if not has_kernels(tensors[0]):
+        return reference.continuous_bernoulli_log_prob(*tensors, event_ndim=dims)
+    return apply(ContinuousBernoulliLogProb, *tensors, dims)
 
 
 def laplace_log_prob(
@@ -135,10 +105,11 @@ def laplace_log_prob(
     Returns:
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
-    (x, mean, log_scale), shape = gaussian_arguments(x=x, mean=mean, log_scale=log_scale)
-    x, mean, log_scale = _computed_in(x), _computed_in(mean), _computed_in(log_scale)
-    log_prob = -(x - mean).abs() * torch.exp(-log_scale) - log_scale - math.log(2)
-    return _sum(log_prob, shape, event_ndim)
+    tensors, number, shape = log_prob_arguments(x, mean, log_scale=log_scale)
+    dims = event_dims(event_ndim, len(shape))
+    if not has_kernels(tensors[0]):
+        return reference.laplace_log_prob(x, mean, log_scale, event_ndim=dims)
+    return apply(LaplaceLogProb, *tensors, number, dims)
 
 
 def discretized_logistic_log_prob(
@@ -173,24 +144,14 @@ def discretized_logistic_log_prob(
     Returns:
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
-    if bins < 2:
-        raise ValueError(f"bins is {bins}; want at least 2")
-    if not low < high:
-        raise ValueError(f"low is {low} and high is {high}; want low below high")
-    (x, mean, log_scale), shape = gaussian_arguments(x=x, mean=mean, log_scale=log_scale)
-    x, mean, log_scale = _computed_in(x), _computed_in(mean), _computed_in(log_scale)
-    width = (high - low) / (bins - 1)
-    precision = torch.exp(-log_scale)
-    below_upper_end = logsigmoid((x - mean + width / 2) * precision)
-    above_lower_end = logsigmoid((mean - x + width / 2) * precision)
-    inside = torch.log(-torch.expm1(-width * precision))
-    first, last = x < low + width / 2, x > high - width / 2
-    log_prob = torch.where(
-        first,
-        below_upper_end,
-        torch.where(last, above_lower_end, below_upper_end + above_lower_end + inside),
-    )
-    return _sum(log_prob, shape, event_ndim)
+    check_levels(bins, low, high)
+    tensors, shape = gaussian_arguments(x=x, mean=mean, log_scale=log_scale)
+    dims = event_dims(event_ndim, len(shape))
+    if not has_kernels(tensors[0]):
+        return reference.discretized_logistic_log_prob(
+            *tensors, bins=bins, low=low, high=high, event_ndim=dims
+        )
+    return apply(DiscretizedLogisticLogProb, *tensors, bins, float(low), float(high), dims)
 
 
 def discretized_logistic_mixture_log_prob(
@@ -220,8 +181,8 @@ def discretized_logistic_mixture_log_prob(
     components = discretized_logistic_log_prob(
         x.unsqueeze(-1), mean, log_scale, bins=bins, low=low, high=high, event_ndim=0
     )
-    log_prob = torch.logsumexp(log_softmax(_computed_in(logits), -1) + components, -1)
-    return _sum(log_prob, log_prob.shape, event_ndim)
+    log_prob = torch.logsumexp(log_softmax(computed_in(logits), -1) + components, -1)
+    return event_sum(log_prob, log_prob.shape, event_ndim)
 
 
 def categorical_log_prob(x: Tensor, logits: Tensor, *, event_ndim: int | None = None) -> Tensor:
@@ -240,7 +201,7 @@ def categorical_log_prob(x: Tensor, logits: Tensor, *, event_ndim: int | None = 
     """
     if x.dtype != torch.int64:
         raise TypeError(f"x has dtype {x.dtype}; want torch.int64, class indices")
-    log_prob = log_softmax(_computed_in(logits), -1)
+    log_prob = log_softmax(computed_in(logits), -1)
     index = x.expand(log_prob.shape[:-1]).unsqueeze(-1)
     log_prob = log_prob.gather(-1, index).squeeze(-1)
-    return _sum(log_prob, log_prob.shape, event_ndim)
+    return event_sum(log_prob, log_prob.shape, event_ndim)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from . import log_probs
+from ._arguments import check_levels
 from .likelihoods import Likelihood, check_positive
+from .pixel_reference import continuous_bernoulli_mean
 
 __all__ = [
     "Bernoulli",
@@ -41,7 +43,7 @@ class ContinuousBernoulli(Likelihood):
         return log_probs.continuous_bernoulli_log_prob(x, parts[0], event_ndim=x.dim() - 1)
 
     def _mean(self, *parts: Tensor) -> Tensor:
-        return log_probs.continuous_bernoulli_mean(parts[0])
+        return continuous_bernoulli_mean(parts[0])
 
     def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
         # The inverse of (e^{x l} - 1) / (e^l - 1); for l > 0 that of 1 - x: it cannot overflow.
@@ -87,10 +89,7 @@ class _Levels(Likelihood):
 
     def __init__(self, bins: int, low: float, high: float) -> None:
         super().__init__()
-        if bins < 2:
-            raise ValueError(f"bins is {bins}; want at least 2")
-        if not low < high:
-            raise ValueError(f"low is {low} and high is {high}; want low below high")
+        check_levels(bins, low, high)
         self.bins, self.low, self.high = bins, low, high
 
     def _index(self, x: Tensor) -> Tensor:

@@ -38,12 +38,23 @@ from ._arguments import (
     gaussians,
     make_seed,
 )
+from ._formulas import computed_in, event_sum, standardize
 from .bounds import Bound
+from .pixel_reference import (
+    bernoulli_log_prob,
+    continuous_bernoulli_log_prob,
+    discretized_logistic_log_prob,
+    laplace_log_prob,
+)
 
 __all__ = [
+    "bernoulli_log_prob",
+    "continuous_bernoulli_log_prob",
+    "discretized_logistic_log_prob",
     "gaussian_log_prob",
     "gaussian_nll_loss",
     "kl_divergence",
+    "laplace_log_prob",
     "log_sigma",
     "noise",
     "rsample",
@@ -87,7 +98,7 @@ def kl_divergence(
     check_bound(bound, param)
     tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
     tensors[1] = _bounded(tensors[1], bound)
-    return _sum(_kl(tensors, param), shape, event_ndim)
+    return event_sum(_kl(tensors, param), shape, event_ndim)
 
 
 def rsample_kl(
@@ -108,7 +119,7 @@ def rsample_kl(
     tensors, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
     seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
     tensors[1] = _bounded(tensors[1], bound)
-    kl = _sum(_kl(tensors, param), shape, event_ndim)
+    kl = event_sum(_kl(tensors, param), shape, event_ndim)
     return _sample(tensors[0], tensors[1], shape, param, (), seed), kl
 
 
@@ -135,7 +146,7 @@ def rsample_log_ratio(
     seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
     tensors[1] = _bounded(tensors[1], bound)
     z, log_ratio = _log_ratio(tensors, shape, param, sample_shape, seed, path_derivative)
-    return z.to(tensors[0].dtype), _sum(log_ratio, sample_shape + shape, dims)
+    return z.to(tensors[0].dtype), event_sum(log_ratio, sample_shape + shape, dims)
 
 
 def gaussian_log_prob(
@@ -152,13 +163,13 @@ def gaussian_log_prob(
     check_bound(bound, param)
     if isinstance(logvar, int | float):  # a number is not rounded to a half type
         (x, mean), shape = gaussian_arguments(x=x, mean=mean)
-        logvar = torch.full((), logvar, dtype=_computed_in(x).dtype, device=x.device)
+        logvar = torch.full((), logvar, dtype=computed_in(x).dtype, device=x.device)
     else:
         (x, mean, logvar), shape = gaussian_arguments(x=x, mean=mean, logvar=logvar)
     h = log_sigma(_bounded(logvar, bound), param)
-    w = _standardize(_computed_in(x) - _computed_in(mean), h)
+    w = standardize(computed_in(x) - computed_in(mean), h)
     log_prob = -0.5 * w * w - h - 0.5 * math.log(2 * math.pi)
-    return _sum(log_prob, shape, event_ndim)
+    return event_sum(log_prob, shape, event_ndim)
 
 
 def gaussian_nll_loss(
@@ -185,18 +196,13 @@ def reduce(values: Tensor, reduction: str) -> Tensor:
 # ---- Formulas -----------------------------------------------------------------------------------
 
 
-def _computed_in(t: Tensor) -> Tensor:
-    """Half types are computed in float32."""
-    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
-
-
 def _bounded(logvar: Tensor, bound: Bound | None) -> Tensor:
-    return logvar if bound is None else bound(_computed_in(logvar))
+    return logvar if bound is None else bound(computed_in(logvar))
 
 
 def log_sigma(s: Tensor, param: str) -> Tensor:
     """ln sigma of a Gaussian's second argument, float32 for half types."""
-    s = _computed_in(s)
+    s = computed_in(s)
     if param == "logvar":
         return 0.5 * s
     if param == "log_std":
@@ -206,16 +212,10 @@ def log_sigma(s: Tensor, param: str) -> Tensor:
 
 def sigma(s: Tensor, param: str) -> Tensor:
     """sigma of a Gaussian's second argument, float32 for half types; NaN below 0."""
-    s = _computed_in(s)
+    s = computed_in(s)
     if param == "std":
         return torch.where(s < 0, math.nan, s)  # as its logarithm is
     return torch.sqrt(s) if param == "var" else torch.exp(log_sigma(s, param))
-
-
-def _standardize(difference: Tensor, log_sigma: Tensor) -> Tensor:
-    """difference / sigma. Where the values are equal that is 0, even if 1 / sigma overflows."""
-    lost = (difference == 0) & (torch.exp(-log_sigma) == math.inf)
-    return torch.where(lost, 0, difference) * torch.exp(-torch.where(lost, 0, log_sigma))
 
 
 def _exp_tail(t: Tensor) -> Tensor:
@@ -229,12 +229,12 @@ def _exp_tail(t: Tensor) -> Tensor:
 
 
 def _kl(tensors: list[Tensor], param: str) -> Tensor:
-    mu, logvar, *prior = (_computed_in(t) for t in tensors)
+    mu, logvar, *prior = (computed_in(t) for t in tensors)
     if not prior:
         return 0.5 * (mu * mu + _exp_tail(2 * log_sigma(logvar, param)))
     prior_mu, prior_logvar = prior
     log_sigma_p = log_sigma(prior_logvar, param)
-    w = _standardize(mu - prior_mu, log_sigma_p)
+    w = standardize(mu - prior_mu, log_sigma_p)
     return 0.5 * (_exp_tail(2 * (log_sigma(logvar, param) - log_sigma_p)) + w * w)
 
 
@@ -246,25 +246,19 @@ def _log_ratio(
     seed: Tensor,
     path_derivative: bool,
 ) -> tuple[Tensor, Tensor]:
-    mu, logvar, *prior = (_computed_in(t) for t in tensors)
+    mu, logvar, *prior = (computed_in(t) for t in tensors)
     h = log_sigma(logvar, param)
     eps, step = _steps(logvar, shape, param, sample_shape, seed)
     z = mu + step
     if prior:
         h_p = log_sigma(prior[1], param)
-        w = _standardize(mu - prior[0] + step, h_p)
+        w = standardize(mu - prior[0] + step, h_p)
     else:
         h_p, w = torch.zeros_like(h), z
     if path_derivative:  # (z - mu) / sigma of a z that moves, while mu and sigma do not
         h = h.detach()
-        eps = eps + _standardize(z - z.detach(), h)
+        eps = eps + standardize(z - z.detach(), h)
     return z, h - h_p + 0.5 * (eps - w) * (eps + w)
-
-
-def _sum(elements: Tensor, shape: torch.Size, event_ndim: int | None) -> Tensor:
-    elements = elements.expand(shape)
-    dims = event_dims(event_ndim, len(shape))
-    return elements.sum(tuple(range(-dims, 0))) if dims else elements.clone()
 
 
 def _sample(
@@ -276,7 +270,7 @@ def _sample(
     seed: Tensor,
 ) -> Tensor:
     _, step = _steps(logvar, shape, param, sample_shape, seed)
-    return (_computed_in(mu) + step).to(mu.dtype)
+    return (computed_in(mu) + step).to(mu.dtype)
 
 
 def _steps(

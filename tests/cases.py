@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class Op:
     function: str
     arguments: tuple[str, ...]  # the tensors, all differentiable
     options: dict[str, Any] = field(default_factory=dict)
-    scale_shape: Callable[[Shape], Shape] = tuple  # of `logvar`, where it may be broadcast
+    scale_shape: Callable[[Shape], Shape] = tuple  # of a scale, where it may be broadcast
     # Of ln sigma^2 around 0. z - mu_p, with its own rounding, is divided by sigma_p^2, so that no
     # code can be accurate where that is small.
     spread: float = 1.0
@@ -54,6 +55,15 @@ class Op:
     @property
     def sums(self) -> bool:
         return self.function != "rsample"
+
+    @property
+    def gaussian(self) -> bool:
+        return "logvar" in (*self.arguments, *self.options)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """How its scales may be given."""
+        return FORMS if self.gaussian else FORMS[:1]
 
     def inputs(
         self,
@@ -67,10 +77,9 @@ class Op:
         generator = torch.Generator().manual_seed(seed)
         tensors = []
         for name in self.arguments:
-            is_scale = name.endswith("logvar")
-            size = self.scale_shape(shape) if name == "logvar" else shape
+            size = self.scale_shape(shape) if name in ("logvar", "log_scale") else shape
             t = torch.randn(tuple(size), generator=generator, dtype=torch.float64)
-            t = from_logvar(self.spread * t, param) if is_scale else t
+            t = from_logvar(self.spread * t, param) if name.endswith("logvar") else t
             tensors.append(t.to(device, dtype))
         return tensors
 
@@ -83,8 +92,10 @@ class Op:
         event_ndim: int | None = None,
         seed: Tensor | int = SEED,
     ) -> tuple[Tensor, ...]:
-        bound = {"param": "logvar", "bound": BOUNDED[param]} if param in BOUNDED else {}
-        options = {**self.options, "param": param, **bound}
+        options = dict(self.options)
+        if self.gaussian:
+            bound = {"param": "logvar", "bound": BOUNDED[param]} if param in BOUNDED else {}
+            options |= {"param": param, **bound}
         if self.sums:
             options["event_ndim"] = event_ndim
         if self.draws:
@@ -103,9 +114,18 @@ def from_logvar(logvar: Tensor, param: str) -> Tensor:
     }[param]
 
 
+def _scalar(shape: Shape) -> Shape:
+    return ()
+
+
+def _one_an_example(shape: Shape) -> Shape:
+    return (*shape[:1], *(1 for _ in shape[1:]))
+
+
 Q = ("mu", "logvar")
 QP = ("mu", "logvar", "prior_mu", "prior_logvar")
 X = ("x", "mean", "logvar")
+S = ("x", "mean", "log_scale")
 
 OPS = (
     Op("rsample", "rsample", Q),
@@ -118,7 +138,7 @@ OPS = (
     Op("log_ratio between", "rsample_log_ratio", QP, spread=0.25),
     Op("log_ratio of 2x3 samples", "rsample_log_ratio", QP, {"sample_shape": (2, 3)}, spread=0.25),
     Op("log_prob, a number", "gaussian_log_prob", X[:2], {"logvar": 0.375}),
-    Op("log_prob, a scalar", "gaussian_log_prob", X, scale_shape=lambda shape: ()),
+    Op("log_prob, a scalar", "gaussian_log_prob", X, scale_shape=_scalar),
     Op(
         "log_prob, per channel",
         "gaussian_log_prob",
@@ -130,9 +150,33 @@ OPS = (
         "log_prob, per example",
         "gaussian_log_prob",
         X,
-        scale_shape=lambda shape: (*shape[:1], *(1 for _ in shape[1:])),
+        scale_shape=_one_an_example,
     ),
     Op("log_prob, elementwise", "gaussian_log_prob", X),
+    Op("bernoulli", "bernoulli_log_prob", ("x", "logits")),
+    Op("continuous bernoulli", "continuous_bernoulli_log_prob", ("x", "logits")),
+    Op("laplace, a number", "laplace_log_prob", S[:2], {"log_scale": 0.375}),
+    Op("laplace, a scalar", "laplace_log_prob", S, scale_shape=_scalar),
+    Op("laplace, elementwise", "laplace_log_prob", S),
+    Op(
+        "discretized logistic, per example",
+        "discretized_logistic_log_prob",
+        S,
+        {"bins": 16, "low": -1.0, "high": 1.5},
+        scale_shape=_one_an_example,
+    ),
+    Op(
+        "discretized logistic, per pixel",
+        "discretized_logistic_log_prob",
+        S,
+        scale_shape=lambda shape: shape[1:],
+    ),
+    Op(
+        "discretized logistic, elementwise",
+        "discretized_logistic_log_prob",
+        S,
+        {"bins": 16, "low": -2.0, "high": 2.0},
+    ),
 )
 
 
@@ -151,6 +195,14 @@ PATH_DERIVATIVES = (
 
 def op_id(op: Op) -> str:
     return op.name
+
+
+def each_op_and_form(ops: Sequence[Op] = OPS, forms: Sequence[str] = FORMS) -> pytest.MarkDecorator:
+    """The arguments `op` and `param` of a test."""
+    pairs = [(op, param) for op in ops for param in forms if param in op.forms]
+    return pytest.mark.parametrize(
+        ("op", "param"), pairs, ids=[f"{op.name}-{param}" for op, param in pairs]
+    )
 
 
 # ---- Layouts -------------------------------------------------------------------------------------

@@ -58,6 +58,14 @@ STEPS = {
     "GaussianLogProb::Forward": (3, 0, True),
     "GaussianLogProb::Backward": (3, 3, False),
     "GaussianLogProb::ForwardBackward": (3, 3, True),
+    "BernoulliLogProb::Forward": (2, 0, True),
+    "BernoulliLogProb::Backward": (2, 2, False),
+    "ContinuousBernoulliLogProb::Forward": (2, 0, True),
+    "ContinuousBernoulliLogProb::Backward": (2, 2, False),
+    "LaplaceLogProb::Forward": (3, 0, True),
+    "LaplaceLogProb::Backward": (3, 3, False),
+    "DiscretizedLogisticLogProb::Forward": (3, 0, True),
+    "DiscretizedLogisticLogProb::Backward": (3, 3, False),
 }
 
 # Two issue slots each: 64 results a cycle and multiprocessor, where float arithmetic has 128.
@@ -110,7 +118,7 @@ class Kernel:
     sums: str
     width: int  # elements of an access
     logarithmic: bool
-    one_scale: bool  # the scale of gaussian_log_prob is one value
+    one_scale: bool  # the scale of a log-probability is one value
     bounded: bool
     registers: int
     local_bytes: int  # a thread's own memory: spilled registers, arrays with a computed index

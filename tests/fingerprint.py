@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import torch
-from cases import DTYPES, FORMS, LAYOUT_SHAPE, LAYOUTS, OPS, gradients
+from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, gradients
 
 import fastvae
 from fastvae import backend
@@ -24,7 +24,7 @@ def fingerprint() -> dict[str, np.ndarray]:
         for shape, param, dtype in (
             *((shape, "logvar", torch.float32) for shape in SHAPES),
             *(((33, 700), "logvar", dtype) for dtype in DTYPES),
-            *(((3, 77), param, dtype) for param in FORMS for dtype in DTYPES),
+            *(((3, 77), param, dtype) for param in op.forms for dtype in DTYPES),
         ):
             bits[f"{op.name} {shape} {param} {dtype}"] = _bits(op, op.inputs(shape, dtype, param))
         for name, layout in LAYOUTS.items():

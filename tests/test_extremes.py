@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from cases import DTYPES, FORMS, OPS, SEED, Op, exact, gradients, op_id
+from cases import DTYPES, FORMS, OPS, SEED, Op, each_op_and_form, exact, gradients, op_id
 from torch import Tensor
 
 import fastvae
@@ -23,11 +23,12 @@ SCALES = (1.0, 0.5, 1e-4, 1e4, INF, NAN)  # and 0 and -1, which have tests of th
 ELEMENTWISE = tuple(op for op in OPS if op.name in (
     "rsample", "kl to N(0, I)", "kl between", "rsample_kl to N(0, I)", "rsample_kl between",
     "log_ratio to N(0, I)", "log_ratio between",
-    "log_prob, elementwise",
+    "log_prob, elementwise", "bernoulli", "continuous bernoulli", "laplace, elementwise",
+    "discretized logistic, elementwise",
 ))  # fmt: skip
-each_op = pytest.mark.parametrize("op", ELEMENTWISE, ids=op_id)
-each_param = pytest.mark.parametrize(  # at infinity the reference's straight-through value is NaN
-    "param", [param for param in FORMS if "straight_through" not in param]
+# At infinity the reference's straight-through value is NaN.
+each_op_and_param = each_op_and_form(
+    ELEMENTWISE, [param for param in FORMS if "straight_through" not in param]
 )
 each_module = pytest.mark.parametrize("module", [fastvae, reference], ids=["native", "reference"])
 
@@ -39,6 +40,10 @@ def grid(op: Op, dtype: torch.dtype, param: str, device: torch.device) -> list[T
     scales = SCALES if param in ("std", "var") else LOG_SCALES
     other = (2.0,)  # not met by a location: see test_the_mean_met_exactly
     axes = {"mu": LOCATIONS, "x": LOCATIONS, "mean": other, "prior_mu": other}
+    if "logits" in op.arguments:
+        axes["x"] = (0.0, 0.25, 1.0, NAN)
+    if "log_scale" in op.arguments:  # the reference's gradients make 0 * inf of smaller ones
+        axes["log_scale"] = (0.0, 1.0, -60.0, 60.0, 1e4, INF, NAN)
     points = product(*(axes.get(name, scales) for name in op.arguments))
     columns = torch.tensor(list(points), dtype=torch.float64).T
     return [column.to(device, dtype) for column in columns]
@@ -51,8 +56,7 @@ def assert_limits(results: Sequence[Tensor], right: Sequence[Tensor]) -> None:
         )
 
 
-@each_op
-@each_param
+@each_op_and_param
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_values_and_gradients(op: Op, param: str, dtype: torch.dtype, device: torch.device) -> None:
     tensors = grid(op, dtype, param, device)
@@ -77,6 +81,12 @@ def test_limits_in_numbers(module: object, device: torch.device) -> None:
         assert module.kl_divergence(one, logvar) == -logvar / 2
         assert module.rsample(one, logvar, seed=SEED) == 1
     assert module.gaussian_log_prob(one, 0.0, -1e4) == -INF
+    assert module.laplace_log_prob(one, one, -1e4) == pytest.approx(1e4, rel=1e-3)
+    for x, log_prob in ((1.0, 0.0), (0.0, -INF), (0.5, -INF)):  # all mass in the last bin
+        assert module.discretized_logistic_log_prob(one * x, one, -1e4) == log_prob
+    for x, mass in ((0.0, math.log(0.5)), (1.0, math.log(0.5)), (0.5, math.log(1 / 1020) - 1e4)):
+        log_prob = module.discretized_logistic_log_prob(one * x, one, 1e4)
+        assert log_prob.item() == pytest.approx(mass, rel=1e-6)
     for logvar in (1e4, 0.0, -80.0):  # q = p
         assert module.kl_divergence(one, logvar, one, logvar) == 0
 

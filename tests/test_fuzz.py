@@ -15,7 +15,6 @@ import pytest
 import torch
 from cases import (
     DTYPES,
-    FORMS,
     OPS,
     PATH_DERIVATIVES,
     Op,
@@ -83,7 +82,7 @@ def cases(draw: Draw) -> Case:
     op = draw(st.sampled_from(OPS + PATH_DERIVATIVES))
     sizes = st.sampled_from((3, 1, 2, 0, 4, 5, 8, 17, 33))
     shape = draw(st.lists(sizes, max_size=4))
-    param = draw(st.sampled_from(FORMS))
+    param = draw(st.sampled_from(op.forms))
     dtype = draw(st.sampled_from(DTYPES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     tensors = []
@@ -97,7 +96,7 @@ def cases(draw: Draw) -> Case:
         t = from_logvar(t, param) if name.endswith("logvar") else t
         other = draw(st.sampled_from(DTYPES)) if draw(st.sampled_from(RARELY)) else dtype
         tensors.append(draw(laid_out(t.to(other))))
-    if draw(st.sampled_from(RARELY)):
+    if op.gaussian and draw(st.sampled_from(RARELY)):
         param = draw(st.sampled_from(("sigma", "", None)))
     event_ndim = draw(st.sampled_from((None, *range(len(shape) + 1))))
     if draw(st.sampled_from(RARELY)):

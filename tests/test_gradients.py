@@ -19,6 +19,7 @@ from cases import (
     SHAPES,
     Op,
     assert_accurate,
+    each_op_and_form,
     exact,
     gradients,
     op_id,
@@ -33,19 +34,18 @@ import fastvae
 from fastvae import reference
 
 BROADCAST = [op for op in OPS if op.scale_shape is not tuple]
-each_op = pytest.mark.parametrize("op", [*OPS, *PATH_DERIVATIVES], ids=op_id)
-each_true_gradient = pytest.mark.parametrize("op", OPS, ids=op_id)
+ALL = (*OPS, *PATH_DERIVATIVES)
+each_op = pytest.mark.parametrize("op", ALL, ids=op_id)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_param = pytest.mark.parametrize("param", FORMS)
-# Straight-through gradients are not derivatives.
-each_differentiable_param = pytest.mark.parametrize(
-    "param", [param for param in FORMS if "straight_through" not in param]
+# Straight-through gradients and those of a path are not derivatives.
+each_differentiable = each_op_and_form(
+    forms=[param for param in FORMS if "straight_through" not in param]
 )
 
 
-@each_op
+@each_op_and_form(ALL)
 @each_dtype
-@each_param
 def test_gradients(op: Op, dtype: torch.dtype, param: str, device: torch.device) -> None:
     for shape in SHAPES:
         tensors = op.inputs(shape, dtype, param, device)
@@ -235,23 +235,20 @@ def checked(op: Op, param: str) -> Callable[..., tuple[Tensor, ...]]:
     return lambda *tensors: op(fastvae, tensors, param)
 
 
-@each_true_gradient
-@each_differentiable_param
+@each_differentiable
 def test_gradcheck(op: Op, param: str, device: torch.device) -> None:
     for shape in ((2, 3), (1, 2, 2)):
         leaves = [t.requires_grad_() for t in op.inputs(shape, torch.float64, param, device)]
         assert gradcheck(checked(op, param), leaves)
 
 
-@each_true_gradient
-@each_differentiable_param
+@each_differentiable
 def test_gradgradcheck(op: Op, param: str, device: torch.device) -> None:
     leaves = [t.requires_grad_() for t in op.inputs((2, 3), torch.float64, param, device)]
     assert gradgradcheck(checked(op, param), leaves)
 
 
-@each_op
-@each_param
+@each_op_and_form(ALL)
 def test_a_recorded_backward_gives_the_fused_gradients(
     op: Op, param: str, device: torch.device
 ) -> None:

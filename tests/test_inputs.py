@@ -37,6 +37,55 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
         ValueError,
         r"^shapes do not broadcast: x \[4, 6\], mean \[4, 5\]",
     ),
+    "logits of another shape": (
+        [
+            lambda f: f.bernoulli_log_prob(M, L[:, :5]),
+            lambda f: f.continuous_bernoulli_log_prob(M, L[:, :5]),
+        ],
+        ValueError,
+        r"^shapes do not broadcast: x \[4, 6\], logits \[4, 5\]",
+    ),
+    "scales of another shape": (
+        [
+            lambda f: f.laplace_log_prob(M, M, L[:, :5]),
+            lambda f: f.discretized_logistic_log_prob(M, M, L[:, :5]),
+        ],
+        ValueError,
+        r"^shapes do not broadcast: x \[4, 6\], mean \[4, 6\], log_scale \[4, 5\]",
+    ),
+    "no scale": (
+        [
+            lambda f: f.laplace_log_prob(M, M, None),
+            lambda f: f.discretized_logistic_log_prob(M, M, None),
+        ],
+        TypeError,
+        r"^log_scale is a NoneType; want a tensor or a number$",
+    ),
+    "one level": (
+        [lambda f: f.discretized_logistic_log_prob(M, M, bins=1)],
+        ValueError,
+        r"^bins is 1; want at least 2$",
+    ),
+    "levels that are one": (
+        [lambda f: f.discretized_logistic_log_prob(M, M, low=1.0)],
+        ValueError,
+        r"^low is 1.0 and high is 1.0; want low below high$",
+    ),
+    "integer logits": (
+        [lambda f: f.bernoulli_log_prob(M, L.int())],
+        TypeError,
+        r"^logits has dtype torch.int32; want one of float32, float64, bfloat16, float16$",
+    ),
+    "logits of another dtype": (
+        [lambda f: f.bernoulli_log_prob(M, L.double())],
+        TypeError,
+        r"^logits has dtype torch.float64, x has torch.float32; want one dtype$",
+    ),
+    "logits on another device": (
+        [lambda f: f.bernoulli_log_prob(M, L.to("meta"))],
+        ValueError,
+        r"^logits is on meta, x on cpu; want one device$",
+    ),
     "integer tensors": (
         [
             lambda f: f.rsample(M.int(), L),
@@ -163,6 +212,10 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
             lambda f: f.rsample_kl(M, L, event_ndim=3),
             lambda f: f.rsample_log_ratio(M, L, event_ndim=3, sample_shape=(2,)),
             lambda f: f.gaussian_log_prob(M, L, event_ndim=3),
+            lambda f: f.bernoulli_log_prob(M, L, event_ndim=3),
+            lambda f: f.continuous_bernoulli_log_prob(M, L, event_ndim=3),
+            lambda f: f.laplace_log_prob(M, L, event_ndim=3),
+            lambda f: f.discretized_logistic_log_prob(M, L, event_ndim=3),
         ],
         ValueError,
         r"^event_ndim is 3; want 0 to 2 for 2 dimensions$",

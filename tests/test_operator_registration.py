@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from fastvae import backend
+from fastvae._fake import PIXEL_LOG_PROBS
 
 ops = torch.ops.fastvae
 pytestmark = pytest.mark.skipif(not backend.native_enabled(), reason="needs the binary")
@@ -29,6 +30,7 @@ NAMES = [
     "gaussian_log_prob",
     "gaussian_log_prob_backward",
     "gaussian_log_prob_with_grad",
+    *(f"{name}{direction}" for name in PIXEL_LOG_PROBS for direction in ("", "_backward")),
 ]
 
 
@@ -87,7 +89,24 @@ def operator_calls(
                     if used != shape:
                         continue
                     calls += [(rows(n), *arguments, 7)] if backward else [arguments]
-    # A bound is behind all else.
+        case (("bernoulli_log_prob" | "continuous_bernoulli_log_prob"), backward):
+            shape = torch.broadcast_shapes(a.shape, b.shape)
+            ndim = len(shape)
+            for n in sorted({0, ndim // 2, ndim}):
+                calls += [(rows(n), a, b, n, k) for k in (1, 3)] if backward else [(a, b, n)]
+            return calls
+        case ("laplace_log_prob" | "discretized_logistic_log_prob") as base, backward:
+            laplace = base == "laplace_log_prob"
+            for scale in (None, d) if laplace else (d,):
+                given = (a, b) if scale is None else (a, b, scale)
+                shape = torch.broadcast_shapes(*(t.shape for t in given))
+                ndim = len(shape)
+                for n in sorted({0, ndim // 2, ndim}):
+                    settings = (0.5,) if laplace else (16, 0.0, 1.0)
+                    arguments = (a, b, scale, *settings, n)
+                    calls += [(rows(n), *arguments, 7)] if backward else [arguments]
+            return calls
+    # A Gaussian's bound is behind all else.
     return [*calls, *((*arguments, [1.0, -0.5, 1.0]) for arguments in calls[-1:])]
 
 

@@ -88,6 +88,15 @@ WRONG_OPERATOR_CALLS: dict[str, Callable[[], object]] = {
     "log_prob's gradient of another shape": lambda: ops.gaussian_log_prob_backward(
         G[:, None], M, L, None, 0.0, 0, 1, 3
     ),
+    "logits of another shape": lambda: ops.bernoulli_log_prob(M, L[:, :2], 1),
+    "logits of another dtype": lambda: ops.bernoulli_log_prob(M, L.double(), 1),
+    "pixels' event_ndim 99": lambda: ops.bernoulli_log_prob(M, L, 99),
+    "pixels' gradient of another shape": lambda: ops.bernoulli_log_prob_backward(
+        G[:, None], M, L, 1, 3
+    ),
+    "pixels' gradient in half": lambda: ops.bernoulli_log_prob_backward(G.half(), M, L, 1, 3),
+    "pixels' scale of another shape": lambda: ops.laplace_log_prob(M, L, L[:, :2], 0.0, 1),
+    "one level": lambda: ops.discretized_logistic_log_prob(M, L, L, 1, 0.0, 1.0, 1),
     "log_prob's mean of another shape": lambda: ops.gaussian_log_prob_backward(
         G, M, L[:, :2], None, 0.0, 0, 1, 3
     ),
@@ -109,6 +118,10 @@ def test_operators_name_a_wrong_event_ndim(event_ndim: int) -> None:
         lambda: ops.kl_divergence_backward(G, M, L, None, None, 0, -1, event_ndim, 3),
         lambda: ops.rsample_kl_backward(M, G, M, L, None, None, S, 0, -1, event_ndim, 3),
         lambda: ops.gaussian_log_prob_backward(G, M, L, None, 0.0, 0, event_ndim, 3),
+        lambda: ops.bernoulli_log_prob(M, L, event_ndim),
+        lambda: ops.bernoulli_log_prob_backward(G, M, L, event_ndim, 3),
+        lambda: ops.laplace_log_prob(M, L, None, 0.0, event_ndim),
+        lambda: ops.discretized_logistic_log_prob(M, L, L, 8, 0.0, 1.0, event_ndim),
     ):
         with pytest.raises(RuntimeError, match=rf"event_ndim is {event_ndim}"):
             call()

@@ -44,8 +44,9 @@ def test_extremes_of_float16(op: Op, device: torch.device) -> None:
     pairs = torch.cartesian_prod(grid, grid)
     x, s = pairs[:, :1], pairs[:, 1:]
     zero = torch.zeros_like(x)
-    tensors = {"mu": x, "x": x, "mean": zero, "logvar": s, "prior_mu": zero, "prior_logvar": zero}
-    given = [tensors[name] for name in op.arguments]
+    scales = dict.fromkeys(("logvar", "log_scale", "logits"), s)
+    tensors = {"mu": x, "x": x, **scales}
+    given = [tensors.get(name, zero) for name in op.arguments]
     for y, value in zip(
         op(fastvae, given), op(fastvae.reference, [t.double() for t in given]), strict=True
     ):

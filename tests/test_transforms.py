@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import FORMS, OPS, SEED, Op, op_id
+from cases import OPS, SEED, Op, each_op_and_form, op_id
 from models import mlp
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -19,7 +19,6 @@ import fastvae
 each_op = pytest.mark.parametrize("op", OPS, ids=op_id)
 # The formulas' noise and the kernels' differ by a few units in the last place of float32.
 near = functools.partial(assert_close, rtol=1e-6, atol=1e-6)
-each_param = pytest.mark.parametrize("param", FORMS)
 
 
 def scalar(op: Op, param: str = "logvar") -> Callable[..., Tensor]:
@@ -34,8 +33,7 @@ def leaves_of(op: Op, shape: tuple[int, ...], device: torch.device) -> list[Tens
 # ---- torch.func ----------------------------------------------------------------------------------
 
 
-@each_op
-@each_param
+@each_op_and_form()
 def test_grad(op: Op, param: str, device: torch.device) -> None:
     tensors = op.inputs((3, 4), torch.float64, param, device)
     leaves = [t.clone().requires_grad_() for t in tensors]

@@ -126,7 +126,7 @@ BROKEN: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         "likelihoods",
     ),
     "a wrong Taylor coefficient": (
-        "fastvae.log_probs._LOG_SINHC",
+        "fastvae.pixel_reference._LOG_SINHC",
         lambda f: (1 / 2, *f[1:]),
         "likelihoods",
     ),

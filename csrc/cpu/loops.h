@@ -140,7 +140,7 @@ class Loop {
   }
 
  private:
-  Loop(const Plan& plan, int64_t slot) : plan_(plan), scale_{plan.scale}, slot_(slot) {}
+  Loop(const Plan& plan, int64_t slot) : plan_(plan), slot_(slot) {}
 
   static constexpr int kGathered = kBlock + kLanes;
 
@@ -201,7 +201,7 @@ class Loop {
   void block(const At& at, int64_t j, int64_t length, int64_t pieces, A* row_sums) {
     const int n = int(length * pieces);
     // All that the inner loop needs stands in local variables: its stores might change members.
-    const Scale scale = scale_;
+    const Settings settings = plan_.settings;
     Source<T> in[I];
     for (int k = 0; k < I; ++k)
       in[k] = open(in_[k], plan_.input[k], at.offset[At::kInput + k], j, length, pieces);
@@ -211,14 +211,14 @@ class Loop {
     const float* eps = nullptr;
     if constexpr (kStep.noise) eps = draw(at, j, length, pieces);
 
-    // By `scale_`: a variable whose address is given away is not kept in registers.
-    const bool bounded = kBounded > 0 && scale.bounding != Bounding::none;
+    // By the plan's: a variable whose address is given away is not kept in registers.
+    const bool bounded = kBounded > 0 && settings.scale.bounding != Bounding::none;
     const int bounded_step = in[kBounded].p ? 1 : 0;
     if (bounded && in[kBounded].p) {
-      bound(scale_, in[kBounded].p, n, bounded_, slope_);
+      bound(Scale(plan_.settings), in[kBounded].p, n, bounded_, slope_);
     } else if (bounded) {
       store(bounded_, in[kBounded].same);
-      bound(scale_, bounded_, kLanes, bounded_, slope_);
+      bound(Scale(plan_.settings), bounded_, kLanes, bounded_, slope_);
     }
 
     // Outputs go straight to memory, or to scratch_ to be scattered or reduced from there; so does
@@ -255,7 +255,7 @@ class Loop {
         // The noise buffer is longer than the block, so its last vector is always whole.
         if constexpr (kStep.noise) e = load(eps + i, static_cast<V*>(nullptr));
         if (!kOneScale && bounded) x[kBounded] = load_same(bounded_ + i * bounded_step);
-        const V v = Op::apply(scale, x, g, e, y);
+        const V v = Op::apply(settings, x, g, e, y);
         if constexpr (kStep.value) {
           if (keep_values)
             store(values_ + i, v);
@@ -292,7 +292,7 @@ class Loop {
     }
     if constexpr (kBounded > 0 && kBounded < O)
       if (bounded && wanted[kBounded])
-        bound_backward(scale_, slope_, bounded_step, n, scratch_[kBounded]);
+        bound_backward(Scale(plan_.settings), slope_, bounded_step, n, scratch_[kBounded]);
     for (int k = 0; k < O; ++k) {
       const Output& out = plan_.output[k];
       if (direct[k] || !wanted[k]) continue;
@@ -353,7 +353,6 @@ class Loop {
   }
 
   const Plan& plan_;
-  const Scale scale_;
   const int64_t slot_;
   double total_ = 0;  // over blocks, whose own sums have at most kBlock / kLanes terms a lane
   alignas(64) T in_[I][kGathered];

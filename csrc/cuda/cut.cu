@@ -121,8 +121,8 @@ void cut(Pass& pass, const Step& step, DType dtype) {
   const int size = sizes[int(dtype)], width = width_of(size);
   const bool one_scale = step.scale_input > 0 && plan.input[step.scale_input].layout.inner == 0;
   const bool wide = width > 1 &&
-                    has_wide_kernel(step, pass.sums, plan.scale.logarithmic, one_scale,
-                                    plan.scale.bounding != Bounding::none) &&
+                    has_wide_kernel(step, pass.sums, plan.settings.scale.logarithmic, one_scale,
+                                    plan.settings.scale.bounding != Bounding::none) &&
                     can_be_wide(plan, step, width, size, one_scale ? step.scale_input : -1);
   pass.cut = pass.sums == Sums::columns ? cut_columns(plan, wide ? width : 1)
                                         : cut_rows(plan, pass.sums == Sums::rows, wide ? width : 1,

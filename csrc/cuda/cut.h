@@ -39,6 +39,7 @@ constexpr bool has_wide_kernel(const Step& step, Sums sums, bool logarithmic, bo
                                bool bounded) {
   if (bounded && (step.bounded_input == 0 || !logarithmic)) return false;
   if (one_scale && (step.scale_input == 0 || sums == Sums::columns)) return false;
+  if (step.bounded_input == 0) return logarithmic;  // no Gaussian, whose scale has forms
   return logarithmic || sums == (step.value ? Sums::rows : Sums::none);
 }
 

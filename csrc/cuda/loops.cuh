@@ -34,10 +34,10 @@ struct Variant {
 
   using Single = Variant<Op, T, kSums, 1, false, false, false>;
 
-  __device__ static Scale scale(const Plan& plan) {
-    Scale scale{plan.scale};
-    if (N > 1) scale.logarithmic = kLogarithmic_;
-    return scale;
+  __device__ static Settings settings(const Plan& plan) {
+    Settings settings = plan.settings;
+    if (N > 1) settings.scale.logarithmic = kLogarithmic_;
+    return settings;
   }
   // Blocks that a multiprocessor holds at once, which limits their registers: the fewer operands a
   // thread holds, the more threads can have loads under way.
@@ -61,7 +61,7 @@ struct Shared {
     if constexpr (V::kScale > 0) {
       const Input& from = plan.input[V::kScale];
       scale.s = from.data ? A(widen(*piece.input[V::kScale])) : A(from.constant);
-      if constexpr (V::kBounded > 0) scale = V::scale(plan).bounded(scale.s);
+      if constexpr (V::kBounded > 0) scale = Scale(V::settings(plan)).bounded(scale.s);
     }
     if (V::kStep.row_grad && plan.row_grad.layout.inner == 0) row_grad = *piece.row_grad;
   }
@@ -103,7 +103,7 @@ struct Access {
         for (int e = 0; e < N; ++e) grad.x[e] = shared.row_grad;
       }
     }
-    const Scale scale = V::scale(plan);
+    const Settings settings = V::settings(plan);
 #pragma unroll
     for (int e = 0; e < N; ++e) {
       A x[I], y[O];
@@ -115,12 +115,12 @@ struct Access {
       }
       Bounded<A> bounded = shared.scale;
       if constexpr (V::kBounded > 0) {
-        if (V::kScale != V::kBounded) bounded = scale.bounded(x[V::kBounded]);
+        if (V::kScale != V::kBounded) bounded = Scale(settings).bounded(x[V::kBounded]);
         x[V::kBounded] = bounded.s;
       }
-      value[e] = V::Op::apply(scale, x, grad.x[e], A(eps[e]), y);
+      value[e] = V::Op::apply(settings, x, grad.x[e], A(eps[e]), y);
       if constexpr (V::kBounded > 0 && V::kBounded < V::kStep.outputs)
-        y[V::kBounded] = scale.bounded_backward(bounded.slope, y[V::kBounded]);
+        y[V::kBounded] = Scale(settings).bounded_backward(bounded.slope, y[V::kBounded]);
 #pragma unroll
       for (int k = 0; k < V::kStep.outputs; ++k) {
         terms[k][e] = y[k];
@@ -311,11 +311,11 @@ cudaError_t start(const Plan& plan, const Cut& cut, cudaStream_t stream) {
 template <class Op, class T, Sums kSums>
 cudaError_t launch_for(const Plan& plan, const Cut& cut, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  const bool bounded = plan.scale.bounding != Bounding::none;
+  const bool bounded = plan.settings.scale.bounding != Bounding::none;
   const auto wide = [&]<bool kLogarithmic, bool kOneScale, bool kBounded>() {
     if constexpr (kWidth<T> > 1 &&
                   has_wide_kernel(Op::step, kSums, kLogarithmic, kOneScale, kBounded)) {
-      if (plan.scale.logarithmic != kLogarithmic || cut.one_scale != kOneScale ||
+      if (plan.settings.scale.logarithmic != kLogarithmic || cut.one_scale != kOneScale ||
           bounded != kBounded)
         return false;
       error = start<Variant<Op, T, kSums, kWidth<T>, kLogarithmic, kOneScale, kBounded>>(plan, cut,

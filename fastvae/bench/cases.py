@@ -67,8 +67,10 @@ class Op:
     backward: Traffic
     constants: tuple[str, ...] = ()
     """Inputs that want no gradient: the data."""
+    data: str = "normal"
+    """What the data are: "normal", "binary", or "grey", of 256 levels in [0, 1]."""
     scale_size: Callable[[Size], Size] = _whole
-    """Size of a likelihood's `logvar`, from that of the mean."""
+    """Size of a likelihood's scale, from that of the mean."""
     shapes: tuple[str, ...] = ("128x20", "64x16384")
     """Timed where the user names no shapes."""
     directions: tuple[str, ...] = DIRECTIONS
@@ -86,7 +88,7 @@ class Op:
             return ()
         if operand in self.outputs:
             return (*self.samples, *(size if operand == "z" else size[:1]))
-        is_scale = operand == "logvar" and "mean" in self.inputs
+        is_scale = operand in ("logvar", "log_scale") and "mean" in self.inputs
         return self.scale_size(size) if is_scale else size
 
 
@@ -106,6 +108,10 @@ def _latent(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Op:
         forward=Traffic(inputs, outputs),
         backward=Traffic((*_gradients(outputs), *inputs), _gradients(inputs)),
     )
+
+
+def _scalar(size: Size) -> Size:
+    return ()
 
 
 def _channels(size: Size) -> Size:
@@ -144,10 +150,28 @@ def _likelihood(
 
 _LIKELIHOODS = (
     _likelihood("sigma", None, ("128x784", "64x16384")),
-    _likelihood("scalar", lambda size: (), ("128x784", "64x16384")),
+    _likelihood("scalar", _scalar, ("128x784", "64x16384")),
     _likelihood("channel", _channels, ("64x3x64x64",)),
     _likelihood("elementwise", _whole, ("128x784", "64x16384")),
 )
+
+
+def _pixels(
+    name: str, data: str, wanted: tuple[str, ...], scale_size: Callable[[Size], Size] = _whole
+) -> Op:
+    inputs = ("x", *wanted)
+    return Op(
+        name,
+        inputs,
+        ("log_prob",),
+        forward=Traffic(inputs, ("log_prob",)),
+        backward=Traffic(("grad_log_prob", *inputs), _gradients(wanted)),
+        constants=("x",),
+        data=data,
+        scale_size=scale_size,
+        shapes=("128x784", "64x3x64x64"),
+    )
+
 
 OPS = {
     op.name: op
@@ -171,6 +195,10 @@ OPS = {
         ),
         *(log_prob for log_prob, _ in _LIKELIHOODS),
         *(loss for _, loss in _LIKELIHOODS),
+        _pixels("bernoulli_log_prob", "binary", ("logits",)),
+        _pixels("continuous_bernoulli_log_prob", "grey", ("logits",)),
+        _pixels("laplace_log_prob", "grey", ("mean", "log_scale"), _scalar),
+        _pixels("discretized_logistic_log_prob", "grey", ("mean", "log_scale")),
     )
 }
 

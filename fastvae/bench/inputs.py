@@ -61,7 +61,7 @@ def _make_set(case: Case, generator: torch.Generator) -> tuple[Level, ...]:
         t = torch.randn(
             case.op.size(operand, size), generator=generator, device=case.device, dtype=case.dtype
         )
-        return t.mul_(0.5) if operand.endswith("logvar") else t
+        return t.mul_(0.5) if operand.endswith(("logvar", "log_scale")) else t
 
     def upstream(operand: str, size: tuple[int, ...]) -> Tensor:
         g = normal(operand, size)
@@ -71,6 +71,10 @@ def _make_set(case: Case, generator: torch.Generator) -> tuple[Level, ...]:
     levels = []
     for size in case.shape.sizes:
         tensors = [normal(name, size) for name in case.op.inputs]
+        if case.op.data != "normal":
+            top = 1 if case.op.data == "binary" else 255
+            uniform = torch.special.ndtr(tensors[0].float())
+            tensors[0] = ((uniform * top).round() / top).to(case.dtype)
         if case.shape.halves:
             pairs = zip(tensors[::2], tensors[1::2], strict=True)
             tensors = [torch.cat(pair, dim=1) for pair in pairs]

@@ -18,7 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Independent,
+    Laplace,
+    Normal,
+    kl_divergence,
+)
+from torch.nn import functional as F
 
 import fastvae
 from fastvae import DiagonalGaussian
@@ -134,6 +142,12 @@ def unavailable(peer: str, case: Case) -> str:
     """Why a peer cannot compute a case, or ""."""
     if case.op.function == "gaussian_nll_loss" and not hasattr(fastvae, "gaussian_nll_loss"):
         return "fastvae has no gaussian_nll_loss yet"
+    if peer == "distributions" and case.op.function == "discretized_logistic_log_prob":
+        return "torch.distributions has none"
+    if peer == "distributions" and case.op.function == "continuous_bernoulli_log_prob":
+        return "that of torch.distributions is off by more than the check allows"
+    if peer != FUSED and case.dtype.itemsize == 2 and case.op.data == "grey":
+        return "in a half type its formula keeps no digits"
     if peer == "jax":
         if importlib.util.find_spec("jax") is None:
             return "JAX is not installed"
@@ -234,6 +248,37 @@ class Formulas(Library):
         squares = (x - mean) ** 2 / self.lib.exp(logvar)
         return -0.5 * _rows(math.log(2 * math.pi) + logvar + squares)
 
+    def bernoulli_log_prob(self, x: Any, logits: Any) -> Any:
+        return _rows(self._bernoulli(x, logits))
+
+    def continuous_bernoulli_log_prob(self, x: Any, logits: Any) -> Any:
+        near = abs(logits) < 0.02
+        safe = self.lib.where(near, 1.0, logits)
+        far = self.lib.log(safe / self.lib.tanh(0.5 * safe))
+        series = math.log(2) + logits**2 / 12 - 7 * logits**4 / 1440
+        normalizer = self.lib.where(near, series, far)
+        return _rows(self._bernoulli(x, logits) + normalizer)
+
+    def laplace_log_prob(self, x: Any, mean: Any, log_scale: Any) -> Any:
+        return _rows(-abs(x - mean) / self.lib.exp(log_scale) - log_scale - math.log(2))
+
+    def discretized_logistic_log_prob(self, x: Any, mean: Any, log_scale: Any) -> Any:
+        half, precision, where = 1 / 510, self.lib.exp(-log_scale), self.lib.where
+        first = -self._softplus((mean - x - half) * precision)
+        last = -self._softplus((x - mean - half) * precision)
+        inside = first + last + self.lib.log(-self.lib.expm1(-2 * half * precision))
+        return _rows(where(x < half, first, where(x > 1 - half, last, inside)))
+
+    # PyTorch has functions for these.
+
+    def _bernoulli(self, x: Any, logits: Any) -> Any:
+        if self.lib is torch:
+            return -F.binary_cross_entropy_with_logits(logits, x, reduction="none")
+        return x * logits - self._softplus(logits)
+
+    def _softplus(self, t: Any) -> Any:
+        return F.softplus(t) if self.lib is torch else self.lib.logaddexp(t, 0.0)
+
 
 def _rows(t: Any, dims: int = 1) -> Any:
     return t.reshape(*t.shape[:dims], -1).sum(-1)
@@ -260,6 +305,15 @@ class Distributions(Library):
     def gaussian_log_prob(self, x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
         scale = SIGMA if logvar is None else torch.exp(0.5 * logvar)
         return Independent(Normal(mean, scale), mean.dim() - 1).log_prob(x)
+
+    def bernoulli_log_prob(self, x: Tensor, logits: Tensor) -> Tensor:
+        return Independent(Bernoulli(logits=logits), x.dim() - 1).log_prob(x)
+
+    def continuous_bernoulli_log_prob(self, x: Tensor, logits: Tensor) -> Tensor:
+        return Independent(ContinuousBernoulli(logits=logits), x.dim() - 1).log_prob(x)
+
+    def laplace_log_prob(self, x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+        return Independent(Laplace(mean, torch.exp(log_scale)), x.dim() - 1).log_prob(x)
 
 
 def _gaussian(mu: Tensor, logvar: Tensor) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cases import DTYPES, FORMS, LAYOUT_SHAPE, LAYOUTS, OPS, Op, upstream_like
+from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, Op, upstream_like
 
 import fastvae
 
@@ -30,7 +30,7 @@ def bits() -> dict[str, np.ndarray]:
         for dtype in DTYPES:
             for shape in SHAPES:
                 _add(found, op, op.inputs(shape, dtype), f"{shape} {dtype}")
-            for param in FORMS:
+            for param in op.forms:
                 _add(found, op, op.inputs((33, 70), dtype, param), f"{param} {dtype}", param)
             for name, layout in LAYOUTS.items():
                 plain = op.inputs(LAYOUT_SHAPE, dtype)
