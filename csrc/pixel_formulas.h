@@ -182,7 +182,7 @@ struct LogDecay {
 
 struct DiscretizedLogisticLogProb {
   struct Forward {
-    static constexpr Step step{.inputs = 3, .outputs = 0, .value = true};
+    static constexpr Step step{.inputs = 3, .outputs = 0, .value = true, .slow = true};
     template <class V>
     FASTVAE_INLINE static V apply(Settings settings, const V (&in)[3], V, V, V (&)[1]) {
       const LogisticBin<V> bin(settings.levels, in);
@@ -191,7 +191,7 @@ struct DiscretizedLogisticLogProb {
     }
   };
   struct Backward {
-    static constexpr Step step{.inputs = 3, .outputs = 3, .row_grad = true};
+    static constexpr Step step{.inputs = 3, .outputs = 3, .row_grad = true, .slow = true};
     template <class V>
     FASTVAE_INLINE static V apply(Settings settings, const V (&in)[3], V grad_log_prob, V,
                                   V (&out)[3]) {

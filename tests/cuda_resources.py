@@ -68,6 +68,8 @@ STEPS = {
     "DiscretizedLogisticLogProb::Backward": (3, 3, False),
 }
 
+SLOW = "DiscretizedLogistic"  # Step::slow
+
 # Two issue slots each: 64 results a cycle and multiprocessor, where float arithmetic has 128.
 HALF_RATE = re.compile(
     r"(IADD3?|VIADD|LOP3|SHF|LEA|ISETP|FSETP|FSEL|SEL|FMNMX|IMNMX|VIMNMX|PRMT|I2FP|PLOP3|IABS)\b"
@@ -148,7 +150,8 @@ class Kernel:
         inputs, outputs, value = STEPS[self.step]
         operands = inputs + outputs + (value and self.sums == "none") + (self.sums == "columns")
         size = SIZES[self.dtype]
-        return 1 if size == 2 and operands > 8 else 3 if operands <= 3 and size < 8 else 2
+        small = operands <= 3 and size < 8 and not self.step.startswith(SLOW)
+        return 1 if size == 2 and operands > 8 else 3 if small else 2
 
     @property
     def in_memory(self) -> int:
@@ -181,8 +184,8 @@ class Kernel:
     @property
     def accesses(self) -> int:
         """Of a thread in one turn of the main loop: accesses_in_flight() in csrc/cuda/cut.h."""
-        noise, inputs = self.step.startswith("Rsample"), STEPS[self.step][0]
-        return 1 if noise or inputs > 3 else 2
+        slow, inputs = self.step.startswith(("Rsample", SLOW)), STEPS[self.step][0]
+        return 1 if slow or inputs > 3 else 2
 
     @property
     def elements(self) -> int:
