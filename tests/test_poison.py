@@ -52,7 +52,9 @@ def test_extremes_of_float16(op: Op, device: torch.device) -> None:
     ):
         value = value.to(y.dtype)
         same = (y == value) | (y.isnan() & value.isnan())
-        near = (y.double() - value.double()).abs() <= 2e-6 * value.double().abs() + 1e-10
+        # A log-ratio is a difference of squares of noise, whose last digits are not the formulas'.
+        floor = 1e-5 if op.function == "rsample_log_ratio" else 1e-10
+        near = (y.double() - value.double()).abs() <= 2e-6 * value.double().abs() + floor
         if y.dtype == torch.float16:  # another rounding of the last place
             near = (y.double() - value.double()).abs() <= 1e-3 * value.double().abs() + 1e-7
         assert bool((same | (near & y.isfinite())).all())

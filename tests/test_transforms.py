@@ -17,8 +17,9 @@ from torch.testing import assert_close
 import fastvae
 
 each_op = pytest.mark.parametrize("op", OPS, ids=op_id)
-# The formulas' noise and the kernels' differ by a few units in the last place of float32.
-near = functools.partial(assert_close, rtol=1e-6, atol=1e-6)
+# The formulas' noise and the kernels' differ by a few units in the last place of float32, which a
+# log-ratio, quadratic in it, enlarges.
+near = functools.partial(assert_close, rtol=2e-5, atol=2e-5)
 
 
 def scalar(op: Op, param: str = "logvar") -> Callable[..., Tensor]:
@@ -61,7 +62,7 @@ def test_jacobians_and_hessian(op: Op, device: torch.device) -> None:
     reverse = jacrev(function, numbers)(*tensors)
     assert_close(jacfwd(function, numbers)(*tensors), reverse)
     right = torch.autograd.functional.hessian(function, tuple(tensors))
-    assert_close(hessian(function, numbers)(*tensors), right)
+    near(hessian(function, numbers)(*tensors), right)
 
 
 @each_op
