@@ -1,31 +1,20 @@
-"""The fused ops as `torch.autograd.Function`s over `torch.ops.fastvae`.
+"""The Gaussian ops as `torch.autograd.Function`s over `torch.ops.fastvae`.
 
-Each saves its inputs and the seed, nothing else; noise is drawn again in backward. Where a
-Gaussian's second tensor is None, the first holds both, packed along `packed_dim` (else -1), and so
-does its gradient; `bound` is a `Bound` in numbers. Each has its reference formula too, which takes
-over where PyTorch wants to look inside: in a backward pass that is itself being recorded
-(`create_graph=True`), under `torch.func` (vmap, grad, jvp, ...) and under forward-mode
-differentiation.
-
-`forward` takes `ctx`, the older form: with `setup_context` every call would pay 13 us for
-`inspect.signature`.
+Where a Gaussian's second tensor is None, the first holds both, packed along `packed_dim` (else -1),
+and so does its gradient; `bound` is a `Bound` in numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import (
-    _fake,  # noqa: F401  tells the compiler what the ops return
-    backend,  # noqa: F401  loads the binary, which defines the ops
-    reference,
-)
+from . import reference
 from ._arguments import PARAMS
+from ._autograd import Function, Gradients, bits, find_op, log_prob_backward, recorded, recording
 from .bounds import Bound, Numbers
 
 __all__ = [
@@ -35,19 +24,7 @@ __all__ = [
     "Rsample",
     "RsampleKL",
     "RsampleLogRatio",
-    "apply",
-    "find_op",
-    "log_prob_backward",
-    "transformed",
 ]
-
-Gradients = tuple[Tensor | None, ...]
-
-
-def find_op(name: str) -> Any:
-    """An op of the binary, looked up once: every call would pay for it. None without a binary."""
-    return getattr(getattr(torch.ops.fastvae, name, None), "default", None)
-
 
 _rsample = find_op("rsample")
 _rsample_backward = find_op("rsample_backward")
@@ -61,35 +38,6 @@ _gaussian_log_prob = find_op("gaussian_log_prob")
 _gaussian_log_prob_backward = find_op("gaussian_log_prob_backward")
 _gaussian_log_prob_with_grad = find_op("gaussian_log_prob_with_grad")
 _scale_ = find_op("scale_")
-
-
-class Function(torch.autograd.Function):
-    """An op of `torch.ops.fastvae`: `forward` and `formula` take the op's own arguments."""
-
-    op: Any
-
-    @staticmethod
-    def formula(*arguments: Any) -> Any:
-        """The op in plain PyTorch."""
-        raise NotImplementedError
-
-
-def apply(function: type[Function], *arguments: Any) -> Any:
-    """Calls the op, and records it only if somebody can ask for a gradient."""
-    if transformed():
-        return function.formula(*arguments)
-    if torch.is_grad_enabled():
-        for argument in arguments:
-            if isinstance(argument, Tensor) and argument.requires_grad:
-                return function.apply(*arguments)
-    if torch.compiler.is_compiling():  # the compiler reads no attribute of a Function
-        return function.apply(*arguments)
-    return function.op(*arguments)
-
-
-def transformed() -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class Rsample(Function):
@@ -132,18 +80,18 @@ class Rsample(Function):
         mu, logvar, seed = ctx.saved_tensors
         param, packed_dim, sample_shape, bound = ctx.settings
         needs = ctx.needs_input_grad[:2]
-        if _recording():
+        if recording():
             others = seed, *ctx.settings
-            grads = _recorded(Rsample.formula, (mu, logvar), others, needs, (grad_z,))
+            grads = recorded(Rsample.formula, (mu, logvar), others, needs, (grad_z,))
         elif logvar is not None and grad_z.shape == mu.shape:
             # dz/dmu is 1: the kernel need not copy.
             grads = _rsample_backward(
-                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs) & 2, bound
+                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, bits(needs) & 2, bound
             )
             grads = grad_z if needs[0] else None, grads[1]
         else:
             grads = _rsample_backward(
-                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, _bits(needs), bound
+                grad_z, mu, logvar, seed, param, packed_dim, sample_shape, bits(needs), bound
             )
         return *grads, None, None, None, None, None
 
@@ -201,10 +149,10 @@ def _kl_backward(
 ) -> Gradients:
     param, packed_dim, event_ndim, bound = settings
     needs = ctx.needs_input_grad[:4]
-    if _recording():
-        return _recorded(KLDivergence.formula, gaussians, settings, needs, (grad_kl,))
+    if recording():
+        return recorded(KLDivergence.formula, gaussians, settings, needs, (grad_kl,))
     return _kl_divergence_backward(
-        grad_kl, *gaussians, param, packed_dim, event_ndim, _bits(needs), bound
+        grad_kl, *gaussians, param, packed_dim, event_ndim, bits(needs), bound
     )
 
 
@@ -256,9 +204,9 @@ class RsampleKL(Function):
         param, packed_dim, event_ndim, bound = ctx.settings
         needs = ctx.needs_input_grad[:4]
         nothing = None, None, None, None
-        if _recording():
+        if recording():
             others = seed, *ctx.settings
-            grads = _recorded(RsampleKL.formula, gaussians, others, needs, (grad_z, grad_kl))
+            grads = recorded(RsampleKL.formula, gaussians, others, needs, (grad_z, grad_kl))
         elif grad_z is not None and grad_kl is not None:
             grads = _rsample_kl_backward(
                 grad_z,
@@ -268,14 +216,14 @@ class RsampleKL(Function):
                 param,
                 packed_dim,
                 event_ndim,
-                _bits(needs),
+                bits(needs),
                 bound,
             )
         elif grad_kl is not None:
             grads = _kl_backward(ctx, grad_kl, gaussians, ctx.settings)
         elif grad_z is not None:
             q = _rsample_backward(
-                grad_z, *gaussians[:2], seed, param, packed_dim, (), _bits(needs[:2]), bound
+                grad_z, *gaussians[:2], seed, param, packed_dim, (), bits(needs[:2]), bound
             )
             grads = *q, None, None
         else:
@@ -339,12 +287,12 @@ class RsampleLogRatio(Function):
         needs = ctx.needs_input_grad[:4]
         *settings, bound = ctx.settings
         upstream = grad_z, grad_log_ratio
-        if _recording():
+        if recording():
             others = seed, *ctx.settings
-            grads = _recorded(RsampleLogRatio.formula, gaussians, others, needs, upstream)
+            grads = recorded(RsampleLogRatio.formula, gaussians, others, needs, upstream)
         else:
             grads = _rsample_log_ratio_backward(
-                *upstream, *gaussians, seed, *settings, _bits(needs), bound
+                *upstream, *gaussians, seed, *settings, bits(needs), bound
             )
         return *grads, None, None, None, None, None, None, None
 
@@ -399,22 +347,6 @@ def _gaussian_backward(grad_log_prob: Tensor, *arguments: Any) -> Gradients:
     return _gaussian_log_prob_backward(grad_log_prob, *others, needs, bound)
 
 
-def log_prob_backward(
-    ctx: Any, op: Any, formula: Callable[..., Tensor], grad_log_prob: Tensor
-) -> Gradients:
-    """The gradients of a log-probability's tensors, which `ctx` saved with its `settings`.
-
-    Args:
-        op: takes the upstream gradient, the tensors, the settings, and whose gradients are wanted.
-        formula: of the tensors and the settings.
-    """
-    tensors = ctx.saved_tensors
-    needs = ctx.needs_input_grad[: len(tensors)]
-    if _recording():
-        return _recorded(formula, tensors, ctx.settings, needs, (grad_log_prob,))
-    return op(grad_log_prob, *tensors, *ctx.settings, _bits(needs))
-
-
 class GaussianNLLLoss(Function):
     """`-weight` times the sum of all log N(x; mean, sigma^2), with its gradients made in forward.
 
@@ -441,7 +373,7 @@ class GaussianNLLLoss(Function):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         grad = torch.full((), -weight, dtype=dtype, device=x.device).expand(rows)
         log_prob, *grads = _gaussian_log_prob_with_grad(
-            grad, x, mean, logvar, scale, param, event_ndim, _bits(ctx.needs_input_grad[:3]), bound
+            grad, x, mean, logvar, scale, param, event_ndim, bits(ctx.needs_input_grad[:3]), bound
         )
         ctx.save_for_backward(x, mean, logvar)
         ctx.settings = scale, param, event_ndim, bound
@@ -451,7 +383,7 @@ class GaussianNLLLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> Gradients:
         grads, ctx.grads = ctx.grads, None
-        if grads is None or _recording():
+        if grads is None or recording():
             op, formula = _gaussian_backward, GaussianLogProb.formula
             grads = log_prob_backward(ctx, op, formula, grad_loss * ctx.grad)
         else:
@@ -469,13 +401,6 @@ def _multiply_(gradient: Tensor, factor: Tensor) -> None:
         gradient.mul_(factor)
 
 
-def _bits(needs: Sequence[bool]) -> int:
-    bits = 0
-    for i, need in enumerate(needs):
-        bits |= need << i
-    return bits
-
-
 def _bound(numbers: Numbers | None) -> Bound | None:
     return None if numbers is None else Bound.from_numbers(numbers)
 
@@ -486,38 +411,3 @@ def _unpacked(packed_dim: int, *gaussians: Tensor | None) -> list[Tensor]:
         if t is not None:
             tensors.extend(t.chunk(2, packed_dim) if packed_dim >= 0 else (t,))
     return tensors
-
-
-def _recording() -> bool:
-    """Whether this backward pass will be differentiated, or is transformed."""
-    return torch.is_grad_enabled() or transformed()
-
-
-def _recorded(
-    formula: Callable[..., Any],
-    inputs: Sequence[Tensor | None],
-    others: Sequence[Any],
-    needs: Sequence[bool],
-    grad_outputs: Sequence[Tensor | None],
-) -> Gradients:
-    """Gradients of `inputs` by autograd through `formula`, recorded to be differentiated again."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():  # off while `vmap` goes over several upstream gradients
-        # Views of their own: one tensor given twice must not get the sum of both gradients twice.
-        leaves = [None if t is None else t.view_as(t) for t in inputs]
-        outputs = formula(*leaves, *others)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None]
-    wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need]
-    if not pairs or not wanted:
-        return (None,) * len(inputs)
-    found = iter(
-        torch.autograd.grad(
-            [y for y, _ in pairs],
-            [leaf for leaf in wanted if leaf is not None],
-            [g for _, g in pairs],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    )
-    return tuple(next(found) if need else None for need in needs)

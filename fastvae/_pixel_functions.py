@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from . import reference
-from ._functions import Function, Gradients, find_op, log_prob_backward
+from ._autograd import Function, Gradients, find_op, log_prob_backward
 
 __all__ = [
     "BernoulliLogProb",

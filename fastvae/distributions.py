@@ -19,7 +19,8 @@ from ._arguments import (
     gaussian_arguments,
     make_seed,
 )
-from ._functions import KLDivergence, Rsample, RsampleKL, RsampleLogRatio, apply
+from ._autograd import apply
+from ._functions import KLDivergence, Rsample, RsampleKL, RsampleLogRatio
 from .bounds import Bound
 
 __all__ = ["DiagonalGaussian"]

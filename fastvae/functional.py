@@ -46,6 +46,7 @@ from ._arguments import (
     log_prob_arguments,
     make_seed,
 )
+from ._autograd import apply, transformed
 from ._functions import (
     GaussianLogProb,
     GaussianNLLLoss,
@@ -53,8 +54,6 @@ from ._functions import (
     Rsample,
     RsampleKL,
     RsampleLogRatio,
-    apply,
-    transformed,
 )
 from .bounds import Bound
 

@@ -24,8 +24,8 @@ from ._arguments import (
     gaussian_arguments,
     log_prob_arguments,
 )
+from ._autograd import apply
 from ._formulas import computed_in, event_sum
-from ._functions import apply
 from ._pixel_functions import (
     BernoulliLogProb,
     ContinuousBernoulliLogProb,
