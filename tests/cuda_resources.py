@@ -150,7 +150,8 @@ class Kernel:
         inputs, outputs, value = STEPS[self.step]
         operands = inputs + outputs + (value and self.sums == "none") + (self.sums == "columns")
         size = SIZES[self.dtype]
-        small = operands <= 3 and size < 8 and not self.step.startswith(SLOW)
+        slow = self.step.startswith(SLOW) or (self.bounded and size == 2)
+        small = operands <= 3 and size < 8 and not slow
         return 1 if size == 2 and operands > 8 else 3 if small else 2
 
     @property
@@ -374,9 +375,9 @@ def markdown(found: list[Kernel]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for k in found:
-        if not k.wide or not k.logarithmic or k.dtype in ("double", "__half"):
+        if not k.wide or not k.logarithmic or k.bounded or k.dtype in ("double", "__half"):
             continue
-        step = k.step + (", one scale" if k.one_scale else "") + (", bounded" if k.bounded else "")
+        step = k.step + (", one scale" if k.one_scale else "")
         lines.append(
             f"| {step} | {TYPES[k.dtype]} | {k.sums} | {k.registers} "
             f"| {k.blocks * BLOCK_THREADS // 32} | {k.slots_per_element:.0f} "

@@ -43,9 +43,10 @@ struct Variant {
   // thread holds, the more threads can have loads under way.
   static constexpr int kOperands =
       I + kStep.outputs + int(kStep.value && kSums == Sums::none) + int(kSums == Sums::columns);
-  static constexpr int kBlocksAtOnce = sizeof(T) == 2 && kOperands > 8                  ? 1
-                                       : kOperands <= 3 && sizeof(T) < 8 && !kStep.slow ? 3
-                                                                                        : 2;
+  static constexpr bool kSlow = kStep.slow || (kBounded_ && sizeof(T) == 2);
+  static constexpr int kBlocksAtOnce = sizeof(T) == 2 && kOperands > 8             ? 1
+                                       : kOperands <= 3 && sizeof(T) < 8 && !kSlow ? 3
+                                                                                   : 2;
   // Elements after the last wide access go one by one.
   static constexpr bool kHasRest = N > 1 && !kStep.noise;
 };
