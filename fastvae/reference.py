@@ -146,7 +146,9 @@ def rsample_log_ratio(
     seed = make_seed(seed, generator, tensors[0].device, shape[0] if shape else None)
     tensors[1] = _bounded(tensors[1], bound)
     z, log_ratio = _log_ratio(tensors, shape, param, sample_shape, seed, path_derivative)
-    return z.to(tensors[0].dtype), event_sum(log_ratio, sample_shape + shape, dims)
+    # A tensor of its own: as with the op, no gradient of the ratio passes through the z returned.
+    z = z.view_as(z).to(tensors[0].dtype)
+    return z, event_sum(log_ratio, sample_shape + shape, dims)
 
 
 def gaussian_log_prob(

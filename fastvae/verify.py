@@ -175,11 +175,17 @@ def gradient_estimators(device: torch.device) -> Results:
     decoders = [_gradients(model, loss, model.decoder) for loss in (dreg, iwae)]
     yield "the decoder's gradient of DReG is IWAE's", _largest(decoders[0] - decoders[1]), EXACT
 
-    weights = log_weights(model, x, 7, path_derivative=True, seed=0)
-    v = torch.softmax(weights.total, 0).detach()
-    (by_z,) = torch.autograd.grad(weights.total.sum(), weights.z, retain_graph=True)
+    q = model.encode(x)
+    z = q.rsample((7,), seed=0)
+    log_w = (
+        model.likelihood.log_prob(x, model.decode(z, sample_ndim=1))
+        + model.prior.log_prob(z, event_ndim=1)
+        - q.detach().log_prob(z)
+    )
+    v = torch.softmax(log_w, 0).detach()
+    (by_z,) = torch.autograd.grad(log_w.sum(), z, retain_graph=True)
     paper = torch.autograd.grad(
-        weights.z, list(model.encoder.parameters()), -(v**2).unsqueeze(-1) * by_z / len(x)
+        z, list(model.encoder.parameters()), -(v**2).unsqueeze(-1) * by_z / len(x)
     )
     got = _gradients(model, dreg, model.encoder)
     want = torch.cat([grad.flatten() for grad in paper])

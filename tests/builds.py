@@ -54,7 +54,7 @@ OPTIONS = {
     "tsan": {"TSAN_OPTIONS": "halt_on_error=1 ignore_noninstrumented_modules=1"},
 }
 
-CALLS = ("csrc/call.cpp", "csrc/launch.cpp", "csrc/ops.cpp", "csrc/cpu/dispatch.cpp")
+CALLS = tuple(f"csrc/{name}.cpp" for name in ("call", "launch", "ops", "pixel_ops", "cpu/dispatch"))
 CPU = ("csrc/cpu/baseline.cpp", *(f"csrc/cpu/{name}" for name in INSTRUCTIONS if X86))
 CUDA = (*(f"csrc/cuda/{path.name}" for path in sorted(ROOT.glob("csrc/cuda/*.cu"))),)
 NO_CPU = "tests/cuda_on_host/no_cpu.cpp"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -299,3 +300,13 @@ def test_free_bits_need_the_kl_of_each_dimension(device: torch.device) -> None:
     toy = FactorAnalysis(device)
     with pytest.raises(ValueError, match="penalty is a FreeBits, which needs the KL of each"):
         toy.model(objective=ELBO(FreeBits(0.1)))(toy.x)
+
+
+@pytest.mark.parametrize("module", [fastvae, reference], ids=["native", "reference"])
+def test_no_gradient_of_a_log_ratio_passes_through_the_z_beside_it(module: Any) -> None:
+    """DReG scales both on their way to q, each once."""
+    mu, logvar = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    z, log_ratio = module.rsample_log_ratio(mu, logvar, path_derivative=True, seed=0)
+    (through_z,) = torch.autograd.grad(log_ratio.sum(), z, retain_graph=True, allow_unused=True)
+    assert through_z is None
+    assert torch.autograd.grad(log_ratio.sum(), mu)[0].abs().min() > 0
