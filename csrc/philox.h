@@ -32,21 +32,31 @@ struct Block {
   W w[4];
 };
 
-// `K` is the key's type: one word for all lanes, or a vector with a key for each.
-template <class W, class K>
-FASTVAE_INLINE Block<W> philox(Block<W> c, K key_low, K key_high) {
+// `K` is the key's type: one word for all lanes, or a vector with a key for each. Several blocks
+// take turns: each is a chain of dependent instructions, and a processor overlaps those that stand
+// near each other.
+template <int M, class W, class K>
+FASTVAE_INLINE void philox(Block<W> (&blocks)[M], K key_low, K key_high) {
   const W m0(0xD2511F53u), m1(0xCD9E8D57u);
-  auto& w = c.w;
   FASTVAE_UNROLL
   for (int round = 0; round < 10; ++round) {
-    const auto p0 = wide_multiply(w[0], m0);
-    const auto p1 = wide_multiply(w[2], m1);
-    c = {high_word(p1) ^ w[1] ^ W(key_low), low_word(p1), high_word(p0) ^ w[3] ^ W(key_high),
-         low_word(p0)};
+    FASTVAE_UNROLL
+    for (int m = 0; m < M; ++m) {
+      auto& w = blocks[m].w;
+      const auto p0 = wide_multiply(w[0], m0);
+      const auto p1 = wide_multiply(w[2], m1);
+      blocks[m] = {high_word(p1) ^ w[1] ^ W(key_low), low_word(p1),
+                   high_word(p0) ^ w[3] ^ W(key_high), low_word(p0)};
+    }
     key_low = key_low + K(0x9E3779B9u);
     key_high = key_high + K(0xBB67AE85u);
   }
-  return c;
+}
+template <class W, class K>
+FASTVAE_INLINE Block<W> philox(Block<W> block, K key_low, K key_high) {
+  Block<W> blocks[] = {block};
+  philox(blocks, key_low, key_high);
+  return blocks[0];
 }
 
 // ---- Two words to two normals -------------------------------------------------------------------

@@ -276,6 +276,18 @@ def test_programs_take_turns() -> None:
     assert [k for name, _, k in log if name == "A"][-6:] == [2, 0, 1, 2, 0, 1]  # buffers rotate
 
 
+def test_a_turn_begins_untimed() -> None:
+    batches: list[int] = []
+
+    def clock(function: Callable[..., Any], calls: Any) -> float:
+        batches.append(len(calls))
+        return count_calls(function, calls) / 100
+
+    found = measure._rounds([turn("A", "forward", 2, [], clock)], Effort(rounds=2, lap=0.08))
+    assert batches[-4:] == [2, 8, 2, 8]
+    assert len(found["A"]) == 2
+
+
 def test_backward_is_timed_alone() -> None:
     log: list[Any] = []
     timed: list[str] = []

@@ -282,7 +282,9 @@ class Loop {
     }
 
     if constexpr (kStep.value) {
-      if (row_sums)
+      if (row_sums && length >= kLanes / 2)
+        for (int64_t p = 0; p < pieces; ++p) row_sums[p] = add_wide(values_ + p * length, length);
+      else if (row_sums)
         for (int64_t p = 0; p < pieces; ++p) row_sums[p] = A(add(values_ + p * length, length));
       else if (keep_values)
         scatter(static_cast<A*>(plan_.value.data) + at.offset[At::kValue], plan_.value.layout,
@@ -326,6 +328,16 @@ class Loop {
       for (int k = 0; k < 4; ++k) sum[k] += x[i + k];
     for (; i < n; ++i) sum[0] += x[i];
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+
+  // In sixteen lanes, each of at most kBlock / kLanes terms, as a block's own sum. What is read
+  // beyond the end is another piece's.
+  static A add_wide(const A* x, int64_t n) {
+    V sum(0);
+    int64_t i = 0;
+    for (; n - i >= kLanes; i += kLanes) sum = sum + load_same(x + i);
+    if (i < n) sum = sum + first_lanes(load_same(x + i), int(n - i));
+    return sum_lanes(sum);
   }
 
   template <class S>

@@ -154,22 +154,29 @@ FASTVAE_INLINE void store_some(T* p, Vec<E> a, int n) {
   memcpy(p, padded, n * sizeof(T));
 }
 
+// The first `n`; the other lanes are 0.
 template <class E>
 FASTVAE_INLINE Vec<E> first_lanes(Vec<E> a, int n) {
-  E lanes[kLanes];
-  store(lanes, a);
-  for (int i = n; i < kLanes; ++i) lanes[i] = 0;
-  return load_same(lanes);
+  static constexpr E lane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return select(load_same(lane) < Vec<E>(E(n)), a, Vec<E>(0));
 }
 
-// A fixed tree, the same for every register width.
+// A fixed tree, the same for every register width: at each step lanes half the width apart.
+template <class E, int Bytes>
+FASTVAE_INLINE E sum_register(typename RegisterOf<E, Bytes>::type x) {
+  if constexpr (Bytes == 2 * sizeof(E)) {
+    return x[0] + x[1];
+  } else {
+    typename RegisterOf<E, Bytes / 2>::type half[2];
+    memcpy(half, &x, Bytes);
+    return sum_register<E, Bytes / 2>(half[0] + half[1]);
+  }
+}
 template <class E>
 FASTVAE_INLINE E sum_lanes(Vec<E> a) {
-  E x[kLanes];
-  store(x, a);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) x[i] += x[i + width];
-  return x[0];
+  for (int count = Vec<E>::kCount / 2; count > 0; count /= 2)
+    for (int i = 0; i < count; ++i) a.r[i] = a.r[i] + a.r[i + count];
+  return sum_register<E, kRegisterBytes>(a.r[0]);
 }
 
 }  // namespace FASTVAE_TARGET

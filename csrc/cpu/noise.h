@@ -42,6 +42,15 @@ FASTVAE_INLINE void load_normals(const float* p, Vec<float> (&x)[4]) {
 }
 
 constexpr int kNormalsPerStep = 4 * kLanes;
+// Vectors of counters whose words are computed in turns: as many as fill the registers (measured:
+// 0.20 to 0.14 ns a normal's words with AVX-512).
+#if defined(__AVX512F__)
+constexpr int kTurns = 4;
+#elif defined(__AVX2__)
+constexpr int kTurns = 2;
+#else
+constexpr int kTurns = 1;
+#endif
 
 // In each 64-bit lane the place at which store_blocks() puts its counter's normals.
 struct WideLanes {
@@ -74,45 +83,62 @@ inline void fill_columns(float* buffer, const Noise& noise, const NoiseRun& run)
   Words column = at_piece(run.column / 4, run.column_step / 4);
   Words row = at_piece(run.row, run.row_step), sample = at_piece(run.sample, run.sample_step);
 
+  // With a seed for each row, the row stands in the key instead of the counter.
   const uint64_t seed = uint64_t(noise.seed[noise.seed_per_row ? run.row : 0]);
   const bool many_seeds = noise.seed_per_row && run.row_step != 0 && run.pieces > 1;
-  const int64_t last_row = run.row + (run.pieces - 1) * run.row_step;
-  const auto draw = [&](int64_t i) __attribute__((always_inline)) {
-    Block<Words> words{{column + counter, row, row >> 32, sample}};
-    if (noise.seed_per_row) words.w[1] = words.w[2] = Words(0);
-    if (many_seeds) {
-      int64_t rows[kLanes];
-      store_same(rows, reinterpret<int64_t>(row));
-      // Lanes past the last piece draw with its seed; nobody reads them.
-      const Words seeds = from_lanes<uint64_t>(
-          [&](int l) { return noise.seed[rows[l] < last_row ? rows[l] : last_row]; });
-      words = philox(words, seeds, seeds >> 32);
-    } else {
-      words = philox(words, uint32_t(seed), uint32_t(seed >> 32));
+  if (noise.seed_per_row && !many_seeds) row = Words(0);
+  const auto draw_by_row = [&](int64_t i) __attribute__((always_inline)) {
+    const int64_t last_row = run.row + (run.pieces - 1) * run.row_step;
+    int64_t rows[kLanes];
+    store_same(rows, reinterpret<int64_t>(row));
+    // Lanes past the last piece draw with its seed; nobody reads them.
+    const Words seeds = from_lanes<uint64_t>(
+        [&](int l) { return noise.seed[rows[l] < last_row ? rows[l] : last_row]; });
+    const Block<Words> words{{column + counter, Words(0), Words(0), sample}};
+    store_words(buffer + 4 * i, philox(words, seeds, seeds >> 32));
+  };
+  // M vectors of counters; `go_on` leads from one to the next.
+  const auto draw = [&]<int M>(int64_t i, auto go_on) __attribute__((always_inline)) {
+    Block<Words> words[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      words[m] = {{column + counter, row, row >> 32, sample}};
+      go_on();
     }
-    store_words(buffer + 4 * i, words);
+    philox(words, uint32_t(seed), uint32_t(seed >> 32));
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) store_words(buffer + 4 * (i + m * kLanes), words[m]);
+  };
+  const auto draw_all = [&](auto go_on) __attribute__((always_inline)) {
+    int64_t i = 0;
+    for (; total - i >= kTurns * kLanes; i += kTurns * kLanes)
+      draw.template operator()<kTurns>(i, go_on);
+    for (; i < total; i += kLanes) draw.template operator()<1>(i, go_on);
   };
   if (run.pieces == 1) {
-    for (int64_t i = 0; i < total; i += kLanes, counter = counter + Words(kLanes)) draw(i);
+    draw_all([&]() __attribute__((always_inline)) { counter = counter + Words(kLanes); });
   } else {
     // Every lane goes on by `pieces` pieces and `rest` counters, and where it passes its piece's
     // end by a piece more.
     const int64_t pieces = kLanes / counters;
     const Words rest(uint64_t(kLanes % counters));
-    const auto go_on = [pieces](Words& x, int64_t step, Mask<uint64_t> past) {
+    const auto move = [pieces](Words& x, int64_t step, Mask<uint64_t> past) {
       x = x + select(past, Words(uint64_t((pieces + 1) * step)), Words(uint64_t(pieces * step)));
     };
     const bool rows_only = run.column_step == 0 && run.sample_step == 0;
-    for (int64_t i = 0; i < total; i += kLanes) {
-      draw(i);
+    const auto go_on = [&]() __attribute__((always_inline)) {
       counter = counter + rest;
       const auto past = counter >= end;
       counter = select(past, counter - end, counter);
-      go_on(row, run.row_step, past);
-      if (rows_only) continue;
-      go_on(column, run.column_step / 4, past);
-      go_on(sample, run.sample_step, past);
-    }
+      move(row, run.row_step, past);
+      if (rows_only) return;
+      move(column, run.column_step / 4, past);
+      move(sample, run.sample_step, past);
+    };
+    if (many_seeds)
+      for (int64_t i = 0; i < total; i += kLanes, go_on()) draw_by_row(i);
+    else
+      draw_all(go_on);
   }
   // In a loop of its own: the processor overlaps more iterations of two short loops than of one
   // long one, and both are chains of dependent instructions (measured: 1.2 to 0.7 ns a normal).
