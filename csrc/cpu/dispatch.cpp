@@ -62,13 +62,21 @@ void parallel_for(int64_t n, int64_t grain, const F& f) {
   threads_survive() ? torch::stable::parallel_for(0, n, grain, f) : f(0, n);
 }
 
+// Sums [begin, end). Side by side in memory, many are made at once: one after another they would
+// read a cache line for each number.
 template <class From, class To>
-void add(const void* from, int64_t stride, int64_t count, int64_t step, void* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    double sum = 0;
+void add(const void* from, int64_t stride, int64_t count, int64_t step, void* to, int64_t begin,
+         int64_t end) {
+  constexpr int64_t kAtOnce = 256;
+  const int64_t width = stride == 1 ? kAtOnce : 1;
+  for (int64_t i = begin; i < end; i += width) {
+    const int64_t n = std::min(width, end - i);
+    const From* first = static_cast<const From*>(from) + i * stride;
+    double sums[kAtOnce];
+    std::fill_n(sums, n, 0.0);
     for (int64_t j = 0; j < count; ++j)
-      sum += static_cast<const From*>(from)[i * stride + j * step];
-    static_cast<To*>(to)[i] = To(sum);
+      for (int64_t k = 0; k < n; ++k) sums[k] += first[k * stride + j * step];
+    for (int64_t k = 0; k < n; ++k) static_cast<To*>(to)[i + k] = To(sums[k]);
   }
 }
 
@@ -114,7 +122,9 @@ void add_on_cpu(DType from_type, const void* from, int64_t stride, int64_t count
   const bool from_double = from_type == DType::float64, to_double = to_type == DType::float64;
   const auto add_types = from_double ? (to_double ? add<double, double> : add<double, float>)
                                      : (to_double ? add<float, double> : add<float, float>);
-  add_types(from, stride, count, step, to, n);
+  parallel_for(n, std::max<int64_t>(1, kGrain / count), [&](int64_t begin, int64_t end) {
+    add_types(from, stride, count, step, to, begin, end);
+  });
 }
 
 }  // namespace fastvae

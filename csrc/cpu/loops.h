@@ -285,7 +285,8 @@ class Loop {
 
     if constexpr (kStep.value) {
       if (row_sums && length >= kLanes / 2)
-        for (int64_t p = 0; p < pieces; ++p) row_sums[p] = add_wide(values_ + p * length, length);
+        for (int64_t p = 0; p < pieces; ++p)
+          row_sums[p] = A(add_lanes<V>(values_ + p * length, length));
       else if (row_sums)
         for (int64_t p = 0; p < pieces; ++p) row_sums[p] = A(add(values_ + p * length, length));
       else if (keep_values)
@@ -322,7 +323,7 @@ class Loop {
                  .sample_step = At::step(plan_, noise.sample)});
   }
 
-  // In four chains, for the compiler to make one of vectors.
+  // Of few numbers: in four chains, for the compiler to make one of vectors.
   static double add(const A* x, int64_t n) {
     double sum[4] = {};
     int64_t i = 0;
@@ -331,14 +332,13 @@ class Loop {
     for (; i < n; ++i) sum[0] += x[i];
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
-
-  // In sixteen lanes, each of at most kBlock / kLanes terms, as a block's own sum. What is read
-  // beyond the end is another piece's.
-  static A add_wide(const A* x, int64_t n) {
-    V sum(0);
+  // In sixteen lanes of W. What is read beyond the end is another piece's.
+  template <class W>
+  static double add_lanes(const A* x, int64_t n) {
+    W sum(0);
     int64_t i = 0;
-    for (; n - i >= kLanes; i += kLanes) sum = sum + load_same(x + i);
-    if (i < n) sum = sum + first_lanes(load_same(x + i), int(n - i));
+    for (; n - i >= kLanes; i += kLanes) sum = sum + load(x + i, static_cast<W*>(nullptr));
+    if (i < n) sum = sum + first_lanes(load(x + i, static_cast<W*>(nullptr)), int(n - i));
     return sum_lanes(sum);
   }
 
@@ -360,7 +360,7 @@ class Loop {
     const int64_t outer = At::step(plan_, layout);
     for (int64_t p = 0; p < pieces; ++p, from += length) {
       if (layout.inner == 0)
-        to[p * outer] += add(from, length);
+        to[p * outer] += add_lanes<Vec<double>>(from, length);
       else
         for (int64_t i = 0; i < length; ++i) to[p * outer + j + i] += from[i];
     }

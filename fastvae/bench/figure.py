@@ -73,6 +73,7 @@ def _draw_bars(axes: Axes, entries: Sequence[Entry], names: Sequence[str], kind:
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.set_title("large: speed, where a copy of the same bytes is 100 %")
     else:
+        axes.set_xscale("log")  # calls of one sample and of fifty
         axes.set_xlabel("µs")
         axes.set_title("small: time of a call")
 
