@@ -115,7 +115,9 @@ def test_cutting_a_batch_under_seeds_of_its_rows(device: torch.device) -> None:
     assert torch.equal(normals(11, 3, 7, seed=seed[shuffle], device=device), whole[shuffle])
 
 
-@pytest.mark.parametrize("shape", [(513,), (1025, 1), (40, 3), (3, 600), (2, 1030), (5, 2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(513,), (1025, 1), (40, 3), (3, 600), (2, 1030), (5, 2, 3)], ids=str
+)
 def test_a_row_under_its_seed_is_that_row_alone(
     shape: tuple[int, ...], device: torch.device
 ) -> None:
