@@ -160,7 +160,8 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
     given = ((name, value) for name, value in arguments.items() if isinstance(value, Tensor))
     default = "the default", torch.empty((), dtype=torch.get_default_dtype())
     first_name, first = next(given, default)
-    promotes = torch.is_autocast_enabled(first.device.type)
+    # PyTorch has no autocast for meta tensors, and an error for the question.
+    promotes = not first.is_meta and torch.is_autocast_enabled(first.device.type)
     tensors: list[Tensor] = []
     for name, value in arguments.items():
         if isinstance(value, Real):

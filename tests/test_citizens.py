@@ -138,6 +138,15 @@ def test_meta_and_fake_tensors(op: Op, grad: bool, device: torch.device) -> None
     check([torch.empty((3, 4), dtype=torch.bfloat16, device="meta") for _ in op.arguments])
 
 
+def test_numbers_beside_meta_tensors() -> None:
+    mu = torch.empty(3, 4, device="meta")
+    assert fastvae.kl_divergence(mu, 0.5).shape == (3,)
+    z, kl = fastvae.rsample_kl(mu, mu, 0.0, 0.0)
+    assert z.is_meta
+    assert z.shape == (3, 4)
+    assert kl.shape == (3,)
+
+
 def test_modules_can_be_made_on_meta(device: torch.device) -> None:
     with torch.device("meta"):
         model, _ = mlp(torch.device("meta"))
