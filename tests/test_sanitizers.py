@@ -86,10 +86,23 @@ fastvae.kl_divergence(torch.from_numpy(short), 0.0)
 """
 
 
+MISALIGNED = """
+import numpy as np, torch, fastvae
+crooked = np.frombuffer(bytearray(5), "f4", 1, offset=1)
+fastvae.kl_divergence(torch.zeros(2, 3), torch.from_numpy(crooked))
+"""
+
+
 @pytest.mark.parametrize("build", ["cpu_asan", "cuda_asan"])
 def test_reading_past_the_end_is_reported(build: str) -> None:
     with pytest.raises(AssertionError, match="SUMMARY: AddressSanitizer"):
         run(builds.build(build), sys.executable, "-c", TOO_SHORT)
+
+
+@pytest.mark.parametrize("build", ["cpu_asan", "cuda_asan"])
+def test_undefined_behaviour_is_reported(build: str) -> None:
+    with pytest.raises(AssertionError, match="runtime error: load of misaligned address"):
+        run(builds.build(build), sys.executable, "-c", MISALIGNED)
 
 
 def test_a_race_is_reported_by_cpu_tsan() -> None:
