@@ -16,8 +16,8 @@ namespace {
 // Elements of a unit: enough to pay for handing it to a thread, few enough to share out a long row.
 constexpr int64_t kUnit = 8192;
 // Slices in which a broadcast operand's gradient is accumulated: the parallelism of that case. Each
-// is of at least `kUnit` elements, and of some gradients' size, since it makes one more to be
-// added.
+// is of at least `kUnit` elements, and of several times the gradient's, which is added once more
+// for it.
 constexpr int64_t kMaxSlots = 64, kGradientsPerSlot = 4;
 // Or a slot sums whole rows of the largest such gradient, if there are so many to share out and
 // each fills the kernel's blocks.
@@ -157,7 +157,7 @@ void Call::cut(const Step& step) {
   p.units_per_row = ceil_div(p.pieces_per_row, p.pieces_per_unit) * p.segments;
   p.units = p.pieces / p.pieces_per_row * p.units_per_row;
   if (!largest) return;
-  if (!whole_rows) {  // each has a worthwhile share, and together they are no more than the whole
+  if (!whole_rows) {  // each has a worthwhile share, and together they are a quarter of the whole
     p.slots =
         std::clamp<int64_t>(numel_ / std::max(kUnit, kGradientsPerSlot * elements), 1, kMaxSlots);
     return;

@@ -332,7 +332,7 @@ class Loop {
     for (; i < n; ++i) sum[0] += x[i];
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
-  // In sixteen lanes of W. What is read beyond the end is another piece's.
+  // In sixteen lanes of W. What is read beyond the end, inside the buffer, does not count.
   template <class W>
   static double add_lanes(const A* x, int64_t n) {
     W sum(0);

@@ -42,15 +42,10 @@ FASTVAE_INLINE void load_normals(const float* p, Vec<float> (&x)[4]) {
 }
 
 constexpr int kNormalsPerStep = 4 * kLanes;
-// Vectors of counters whose words are computed in turns: as many as fill the registers (measured:
-// 0.20 to 0.14 ns a normal's words with AVX-512).
-#if defined(__AVX512F__)
-constexpr int kTurns = 4;
-#elif defined(__AVX2__)
-constexpr int kTurns = 2;
-#else
-constexpr int kTurns = 1;
-#endif
+// Vectors of counters whose words are computed in turns. The wider the registers, the fewer a
+// vector takes, and the more vectors fill them (measured: 0.20 to 0.14 ns a normal's words with
+// AVX-512).
+constexpr int kTurns = kRegisterBytes / 16;
 
 // In each 64-bit lane the place at which store_blocks() puts its counter's normals.
 struct WideLanes {
