@@ -34,8 +34,9 @@ class BuildExt(cpp_extension.BuildExtension):
             options = (f"{self.build_temp}/{name}", ext.define_macros, ext.include_dirs)
             return self.compiler.compile([f"csrc/cpu/{name}.cpp"], *options, extra_postargs=flags)
 
-        with ThreadPoolExecutor() as pool:
-            ext.extra_objects += sum(pool.map(compile_file, FILE_FLAGS), [])
+        if ext.name == "fastvae._C":
+            with ThreadPoolExecutor() as pool:
+                ext.extra_objects += sum(pool.map(compile_file, FILE_FLAGS), [])
         super().build_extension(ext)
 
 
@@ -50,14 +51,15 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
-def extension() -> Extension:
+def extensions() -> list[Extension]:
     flags = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]  # the last: 10 % faster
     flags += ["-fvisibility=hidden", "-g0"]
     cxx = ["-O3", "-std=c++20", *flags, f'-DFASTVAE_TORCH_BUILT="{torch.__version__}"', *X86]
     cu = ["-O3", "-std=c++20", "-Xcompiler=" + ",".join(flags), "--fmad=false", "-DUSE_CUDA"]
     cu += ["-Xfatbin=-compress-all"]  # a quarter of the size
     link = ["-Wl,--no-as-needed", "-ltorch"] * (sys.platform == "linux")  # leads to libtorch_cuda
-    sources = [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("[!a]*.cpp")]  # no avx
+    patterns = ("*.cpp", "ops/*.cpp", "cpu/[!a]*.cpp")  # no avx
+    sources = [path for pattern in patterns for path in Path("csrc").glob(pattern)]
     if nvcc := find_nvcc():
         # nvcc may be a wrapper script, so its toolkit is where it says, not where it lies.
         home = re.search("TOP=(.*)", getoutput(f"'{nvcc}' --dryrun -x cu /dev/null"))[1]
@@ -71,7 +73,7 @@ def extension() -> Extension:
         cxx += ["-DUSE_CUDA", f'-DFASTVAE_CUDA="{version}"', f'-DFASTVAE_CUDA_ARCHS="{archs}"']
         link += [f"-L{home}/lib64", f"-L{home}/lib", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
         sources += Path("csrc/cuda").glob("*.cu")
-    return cpp_extension.CppExtension(
+    binary = cpp_extension.CppExtension(
         "fastvae._C",
         sorted(str(path) for path in sources if path.stem not in FILE_FLAGS),
         include_dirs=[pybind11.get_include()],  # before torch's own copy of pybind11
@@ -79,6 +81,13 @@ def extension() -> Extension:
         extra_compile_args={"cxx": cxx, "nvcc": cu},
         extra_link_args=link,
     )
+    # Nodes of autograd's graph, which the stable ABI does not have: for this torch alone.
+    nodes = cpp_extension.CppExtension(
+        "fastvae._nodes",
+        sorted(map(str, Path("csrc/autograd").glob("*.cpp"))),
+        extra_compile_args={"cxx": ["-O2", *cxx[1:]], "nvcc": []},
+    )
+    return [binary, nodes]
 
 
 os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # where pip puts ninja
@@ -91,4 +100,4 @@ if failed:
         sys.exit(f"fastvae: {problem}")
     reason.write_text(problem)
     print("!" * 80 + f"\nfastvae: NO KERNELS, only the slow reference path: {problem}\n" + "!" * 80)
-setup(ext_modules=[] if failed else [extension()], cmdclass={"build_ext": BuildExt})
+setup(ext_modules=[] if failed else extensions(), cmdclass={"build_ext": BuildExt})

@@ -30,7 +30,7 @@ import torch
 import fastvae
 from fastvae.bench import check, inputs, machine, peers
 from fastvae.bench.cases import DTYPES, OPS, Case, Shape
-from fastvae.checkpoint import write_json, write_text
+from fastvae.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("tests", "sanitizer", "kernels", "bench")

@@ -1,10 +1,11 @@
 // The Python module fastvae._C: what this binary is. Importing it also registers the operators of
-// ops.cpp with PyTorch, because both live in the same shared library.
+// ops/register.cpp with PyTorch, because both live in the same shared library.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include "cpu/dispatch.h"
-#include "philox.h"
+#include "formulas/philox.h"
+#include "ops/api.h"
 
 namespace py = pybind11;
 
@@ -18,6 +19,24 @@ constexpr const char* kCompiler =
 #else
     "unknown";
 #endif
+
+// "Rsample::Forward" of the kernels' names, and its inputs, outputs and whether it gives a value.
+template <class S>
+py::tuple describe_step() {
+  std::string_view name =
+      __PRETTY_FUNCTION__;  // "... [with S = fastvae::generic::Rsample::Forward; ..."
+  name = name.substr(name.find("S = ") + 4);
+  name = name.substr(0, name.find_first_of(";]"));
+  return py::make_tuple(std::string(name), S::step.inputs, S::step.outputs, S::step.value,
+                        S::step.slow);
+}
+
+template <class... S>
+py::list describe_steps(fastvae::List<S...>) {
+  py::list steps;
+  (steps.append(describe_step<S>()), ...);
+  return steps;
+}
 
 py::list split(const char* text, char separator) {
   return py::str(text).attr("split")(std::string(1, separator));
@@ -86,6 +105,10 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("cpu_capability", &fastvae::cpu_capability, "The instruction set that the kernels use.");
 
+  m.attr("_api") = py::capsule(&fastvae::api(), fastvae::kApiCapsule);
+  m.def(
+      "_steps", [] { return describe_steps(fastvae::Steps()); },
+      "The rows of the kernel tables: name, inputs, outputs, whether there is a value, slow.");
   m.def("_philox_words", &philox_words, "Philox4x32-10 of a counter and a key.");
   m.def("_box_muller", &box_muller, "Two words to two normals.");
   m.def("_elementary_float", &elementary<float>, "The functions of math.h.");

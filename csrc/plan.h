@@ -27,8 +27,6 @@ struct AccumulateOf<double> {
 template <class T>
 using Accumulate = typename AccumulateOf<T>::type;
 
-constexpr int kSteps = 27;  // the length of `Steps` in formulas.h
-
 // What a step of an op reads and gives. `noise`: it takes a standard normal. `value`: it returns
 // the number that is summed over a row. `row_grad`: it takes the upstream gradient of that sum.
 struct Step {

@@ -1,48 +1,29 @@
 """Fused kernels, and the rest of what it takes, for training variational autoencoders."""
 
+from . import moved as moved
 from . import reference
 from .backend import info, use_backend
-from .bounds import Bound
-from .cholesky import CholeskyGaussian
 from .debug import NonFinite
-from .distributions import DiagonalGaussian
-from .functional import (
-    draw_seed,
-    gaussian_log_prob,
-    gaussian_nll_loss,
-    kl_divergence,
-    rsample,
-    rsample_kl,
-    rsample_log_ratio,
-)
-from .importance import importance_sampling, log_weights, prior_sampling, rsample_log_weight
-from .information import report
-from .likelihoods import (
-    Gaussian,
-    HeteroscedasticGaussian,
-    LearnedGaussian,
-    Likelihood,
-    OptimalGaussian,
-)
-from .log_probs import (
-    bernoulli_log_prob,
-    categorical_log_prob,
-    continuous_bernoulli_log_prob,
-    discretized_logistic_log_prob,
-    discretized_logistic_mixture_log_prob,
-    laplace_log_prob,
-)
-from .objectives import ELBO, IWAE, DReG, StickingTheLanding
-from .penalties import Beta, Capacity, Cyclical, FreeBits, Linear
-from .pixel_likelihoods import (
+from .models.cholesky import CholeskyGaussian
+from .models.distributions import DiagonalGaussian
+from .models.importance import importance_sampling, log_weights, prior_sampling, rsample_log_weight
+from .models.information import report
+from .models.likelihoods import (
     Bernoulli,
     Categorical,
     ContinuousBernoulli,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
+    Gaussian,
+    HeteroscedasticGaussian,
     Laplace,
+    LearnedGaussian,
+    Likelihood,
+    OptimalGaussian,
 )
-from .priors import (
+from .models.objectives import ELBO, IWAE, DReG, StickingTheLanding
+from .models.penalties import Beta, Capacity, Cyclical, FreeBits, Linear
+from .models.priors import (
     ConditionalGaussian,
     LearnedGaussianPrior,
     MixturePrior,
@@ -50,7 +31,29 @@ from .priors import (
     StandardNormal,
     VampPrior,
 )
-from .vae import VAE
+from .models.vae import VAE
+from .ops import (
+    Bound,
+    bernoulli_log_prob,
+    bernoulli_nll_loss,
+    categorical_log_prob,
+    categorical_nll_loss,
+    continuous_bernoulli_log_prob,
+    continuous_bernoulli_nll_loss,
+    discretized_logistic_log_prob,
+    discretized_logistic_mixture_log_prob,
+    discretized_logistic_mixture_nll_loss,
+    discretized_logistic_nll_loss,
+    draw_seed,
+    gaussian_log_prob,
+    gaussian_nll_loss,
+    kl_divergence,
+    laplace_log_prob,
+    laplace_nll_loss,
+    rsample,
+    rsample_kl,
+    rsample_log_ratio,
+)
 
 __all__ = [
     "ELBO",
@@ -85,10 +88,15 @@ __all__ = [
     "StickingTheLanding",
     "VampPrior",
     "bernoulli_log_prob",
+    "bernoulli_nll_loss",
     "categorical_log_prob",
+    "categorical_nll_loss",
     "continuous_bernoulli_log_prob",
+    "continuous_bernoulli_nll_loss",
     "discretized_logistic_log_prob",
     "discretized_logistic_mixture_log_prob",
+    "discretized_logistic_mixture_nll_loss",
+    "discretized_logistic_nll_loss",
     "draw_seed",
     "gaussian_log_prob",
     "gaussian_nll_loss",
@@ -96,6 +104,7 @@ __all__ = [
     "info",
     "kl_divergence",
     "laplace_log_prob",
+    "laplace_nll_loss",
     "log_weights",
     "prior_sampling",
     "reference",

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch  # before the binary, whose undefined symbols are torch's
 
-__all__ = ["HAS_CUDA", "info", "native_enabled", "use_backend"]
+__all__ = ["HAS_BINARY", "HAS_CUDA", "info", "native_enabled", "use_backend"]
 
 _CHOICES = ("native", "reference")
 _VARIABLE = "FASTVAE_BACKEND"
@@ -52,6 +52,7 @@ if capability := os.environ.get("FASTVAE_CPU_CAPABILITY"):  # read by the binary
     _choice("FASTVAE_CPU_CAPABILITY", capability, ("avx512", "avx2", "baseline"))
 _binary, _problem = _load_binary()
 _native = _binary is not None and _wanted == "native"
+HAS_BINARY = _binary is not None
 HAS_CUDA: bool = _binary is not None and _binary.build_info()["cuda_archs"] is not None
 if _binary is None and _wanted == "native":
     warnings.warn(
@@ -60,6 +61,29 @@ if _binary is None and _wanted == "native":
         RuntimeWarning,
         stacklevel=2,
     )
+
+
+def _load_nodes() -> tuple[Any, str]:
+    """`fastvae._nodes`, and why: or None, and why Python's Functions take their place."""
+    if _binary is None:
+        return None, "no binary"
+    if os.environ.get("FASTVAE_NODES") == "0":
+        return None, "FASTVAE_NODES=0"
+    built = _binary.build_info()["torch_built"]
+    if built != torch.__version__:  # its ABI changes with every torch: not even to be loaded
+        return None, f"built for torch {built}"
+    try:
+        return importlib.import_module("fastvae._nodes"), "built for this torch"
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+_nodes, _nodes_reason = _load_nodes()
+
+
+def nodes() -> Any:
+    """The library of autograd nodes in C++, or None."""
+    return _nodes
 
 
 def native_enabled() -> bool:
@@ -105,6 +129,7 @@ def info() -> dict[str, Any]:
         "fastvae": _version(),
         "backend": "native" if _native else "reference",
         "reason": reason,
+        "autograd": f"{'C++' if _nodes else 'Python'} nodes ({_nodes_reason})",
         "build": build,
         "torch": str(torch.__version__),
         "torch_cuda": torch.version.cuda,

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     info.set_defaults(run=_info)
     others = {
         "verify": ("fastvae.verify", "check identities whose exact answers are known"),
-        "train": ("fastvae.train", "train a VAE and draw what it learned"),
+        "train": ("fastvae.training.command", "train a VAE and draw what it learned"),
         "bench": ("fastvae.bench.command", "time the ops against their peers and the limit"),
     }
     for name, (module, summary) in others.items():
@@ -50,6 +50,7 @@ def _as_text(report: dict[str, Any]) -> str:
     lines = {
         "fastvae": report["fastvae"],
         "backend": f"{report['backend']} ({report['reason']})",
+        "autograd": report["autograd"],
         "compiled with": build.get("compiler", "nothing compiled"),
         "instruction sets": " ".join(build.get("instruction_sets", ["none"])),
         "CUDA archs": " ".join(build.get("cuda_archs") or ["none"]),

@@ -48,7 +48,7 @@ class NonFinite(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.namespace == "fastvae":
             outputs = result if isinstance(result, tuple | list) else (result,)
-            device = args[0].device
+            device = next(t.device for t in args if isinstance(t, Tensor))
             counts = torch.stack([_count(args, device), _count(outputs, device)])
             key = func.overloadpacket.__name__, device
             self._counts[key] = self._counts[key] + counts if key in self._counts else counts

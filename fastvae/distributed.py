@@ -10,18 +10,14 @@ all rows the numbers are those of one process too, but the batch is gathered.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
-from . import (
-    backend,  # noqa: F401  loads the binary, which defines the ops
-    functional,
-)
-from ._fake import PIXEL_LOG_PROBS
+from . import ops
+from .ops.layout import Schema, schemas
 
 __all__ = ["draw_seed"]
 
@@ -42,30 +38,29 @@ def draw_seed(like: DTensor, generator: torch.Generator | None = None) -> DTenso
         int64, [rows].
     """
     mesh = like.device_mesh
-    seeds = functional.draw_seed(generator, like.device, like.shape[0])
+    seeds = ops.draw_seed(generator, like.device, like.shape[0])
     whole = DTensor.from_local(seeds, mesh, [Replicate()] * mesh.ndim, run_check=False)
     by_rows = [p if p == Shard(0) else Replicate() for p in like.placements]
     return whole.redistribute(placements=by_rows)  # from whole to sharded: each keeps its part
 
 
 def _rules(
+    schema: Schema,
     arguments: tuple[Any, ...],
-    operands: list[int],
-    *,
-    event_ndim: int = 0,
-    packed_dim: int = -1,
-    seed: int | None = None,
-    grad_z: int | None = None,
-    grad_value: int | None = None,
-    samples: int = 0,
+    first: int,
+    settings: dict[str, Any],
     outputs: int = 0,
-    needs: int = 0,
 ) -> list[_Rule]:
-    """What may lie how, of an op's arguments; the numbers are positions among them.
+    """What may lie how, of an op's arguments.
 
     Args:
+        first: the position of the first operand, behind the upstream gradients.
         outputs: how many z and values are returned; 0: the gradients of the operands are.
     """
+    operands = range(first, first + len(schema.operands))
+    seed = operands.stop if schema.draws else None
+    samples = len(settings.get("sample_shape", ()))
+    needs = settings.get("needs", 0)
     given = [k for k in operands if arguments[k] is not None]
     ndim = max(arguments[k].ndim for k in given)
     rows = max((arguments[k].shape[0] for k in given if arguments[k].ndim == ndim), default=1)
@@ -80,10 +75,9 @@ def _rules(
             inputs[k] = along_rows() if has_rows[k] else Replicate()
         if seed is not None:
             inputs[seed] = along_rows() if arguments[seed].ndim else Replicate()
-        if grad_z is not None:
-            inputs[grad_z] = along_rows(samples)
-        if grad_value is not None:
-            inputs[grad_value] = along_rows(samples)
+        for k in range(first):
+            if arguments[k] is not None:
+                inputs[k] = along_rows(samples)
         if outputs:
             return [along_rows(samples)] * outputs, inputs
         grads: list[Placement | None] = []
@@ -94,106 +88,25 @@ def _rules(
                 grads.append(Partial() if sharded and not has_rows[k] else inputs[k])
         return grads, inputs
 
-    apart = ndim > event_ndim and packed_dim != 0 and rows > 1
+    apart = (
+        ndim > settings.get("event_ndim", 0) and settings.get("packed_dim", -1) != 0 and rows > 1
+    )
     noise_apart = seed is None or arguments[seed].ndim == 1
     return [rule(False), rule(True)] if apart and noise_apart else [rule(False)]
 
 
-def _rsample(*a: Any) -> list[_Rule]:
-    return _rules(a, [0, 1], seed=2, packed_dim=a[4], samples=len(a[5]), outputs=1)
+def _of_forward(schema: Schema, *arguments: Any) -> list[_Rule]:
+    _, _, settings = schema.split(arguments)
+    return _rules(schema, arguments, 0, settings, outputs=schema.outputs)
 
 
-def _rsample_backward(*a: Any) -> list[_Rule]:
-    return _rules(a, [1, 2], grad_z=0, seed=3, packed_dim=a[5], samples=len(a[6]), needs=a[7])
+def _of_backward(schema: Schema, *arguments: Any) -> list[_Rule]:
+    upstream, _, settings = schema.split(arguments, gradients=True)
+    return _rules(schema, arguments, len(upstream), settings)
 
 
-def _kl_divergence(*a: Any) -> list[_Rule]:
-    return _rules(a, [0, 1, 2, 3], packed_dim=a[5], event_ndim=a[6], outputs=1)
-
-
-def _kl_divergence_backward(*a: Any) -> list[_Rule]:
-    return _rules(a, [1, 2, 3, 4], grad_value=0, packed_dim=a[6], event_ndim=a[7], needs=a[8])
-
-
-def _rsample_kl(*a: Any) -> list[_Rule]:
-    return _rules(a, [0, 1, 2, 3], seed=4, packed_dim=a[6], event_ndim=a[7], outputs=2)
-
-
-def _rsample_kl_backward(*a: Any) -> list[_Rule]:
-    return _rules(
-        a,
-        [2, 3, 4, 5],
-        grad_z=0,
-        grad_value=1,
-        seed=6,
-        packed_dim=a[8],
-        event_ndim=a[9],
-        needs=a[10],
-    )
-
-
-def _rsample_log_ratio(*a: Any) -> list[_Rule]:
-    return _rules(
-        a,
-        [0, 1, 2, 3],
-        seed=4,
-        packed_dim=a[6],
-        event_ndim=a[7],
-        samples=len(a[8]),
-        outputs=2,
-    )
-
-
-def _rsample_log_ratio_backward(*a: Any) -> list[_Rule]:
-    return _rules(
-        a,
-        [2, 3, 4, 5],
-        grad_z=0,
-        grad_value=1,
-        seed=6,
-        packed_dim=a[8],
-        event_ndim=a[9],
-        samples=len(a[10]),
-        needs=a[12],
-    )
-
-
-def _gaussian_log_prob(*a: Any) -> list[_Rule]:
-    return _rules(a, [0, 1, 2], event_ndim=a[5], outputs=1)
-
-
-def _gaussian_log_prob_backward(*a: Any) -> list[_Rule]:
-    return _rules(a, [1, 2, 3], grad_value=0, event_ndim=a[6], needs=a[7])
-
-
-def _log_prob(count: int, *a: Any) -> list[_Rule]:
-    return _rules(a, list(range(count)), event_ndim=a[-1], outputs=1)
-
-
-def _log_prob_backward(count: int, *a: Any) -> list[_Rule]:
-    operands = list(range(1, count + 1))
-    return _rules(a, operands, grad_value=0, event_ndim=a[-2], needs=a[-1])
-
-
-_RULES: dict[str, Callable[..., list[_Rule]]] = {
-    function.__name__[1:]: function
-    for function in (
-        _rsample,
-        _rsample_backward,
-        _kl_divergence,
-        _kl_divergence_backward,
-        _rsample_kl,
-        _rsample_kl_backward,
-        _rsample_log_ratio,
-        _rsample_log_ratio_backward,
-        _gaussian_log_prob,
-        _gaussian_log_prob_backward,
-    )
-}
-for _name, _count in PIXEL_LOG_PROBS.items():
-    _RULES[_name] = functools.partial(_log_prob, _count)
-    _RULES[f"{_name}_backward"] = functools.partial(_log_prob_backward, _count)
-
-for _name, _rule in _RULES.items():
-    if _op := getattr(torch.ops.fastvae, _name, None):
-        register_sharding(_op.default)(_rule)
+for _name, _schema in schemas():
+    for _op, _rule in ((_name, _of_forward), (f"{_name}_backward", _of_backward)):
+        register_sharding(getattr(torch.ops.fastvae, _op).default)(
+            functools.partial(_rule, _schema)
+        )

@@ -18,14 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import functional, likelihoods, objectives, penalties, pixel_likelihoods
+from . import ops
 from .backend import use_backend
-from .cholesky import CholeskyGaussian
-from .distributions import DiagonalGaussian
-from .exact import ProbabilisticPCA
-from .functional import has_kernels
-from .importance import log_mean_exp, log_weights, prior_sampling
-from .vae import VAE
+from .models import likelihoods, objectives, penalties
+from .models.cholesky import CholeskyGaussian
+from .models.distributions import DiagonalGaussian
+from .models.exact import ProbabilisticPCA
+from .models.importance import log_mean_exp, log_weights, prior_sampling
+from .models.vae import VAE
+from .ops import has_kernels
 
 __all__ = ["CHECKS", "Check", "add_arguments", "checks", "main"]
 
@@ -53,9 +54,7 @@ Results = Iterator[tuple[str, float | Tensor, float]]
 
 
 def _normal(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
-    return functional.rsample(
-        torch.zeros(shape, dtype=torch.float64, device=device), 0.0, seed=seed
-    )
+    return ops.rsample(torch.zeros(shape, dtype=torch.float64, device=device), 0.0, seed=seed)
 
 
 def _ppca(device: torch.device) -> tuple[ProbabilisticPCA, Tensor]:
@@ -238,7 +237,7 @@ def kl_divergences(device: torch.device) -> Results:
     for name, p in (("N(0, I)", None), ("N(μₚ, σₚ²)", DiagonalGaussian(prior_mu, prior_logvar))):
         for kind, g in (("diagonal", q), ("full-covariance", full)):
             z, kl = g.rsample_kl(p, seed=5)
-            standard = functional.gaussian_log_prob(z, 0.0, 0.0)
+            standard = ops.gaussian_log_prob(z, 0.0, 0.0)
             difference = g.log_prob(z) - (standard if p is None else p.log_prob(z)) - kl
             error = difference.mean() / (difference.std() / math.sqrt(n))
             yield f"KL by samples, {kind} to {name}, standard errors", error, STANDARD_ERRORS
@@ -269,13 +268,13 @@ def normalization(device: torch.device) -> Results:
     cases: tuple[tuple[likelihoods.Likelihood, Tensor, Tensor, float], ...] = (
         (likelihoods.Gaussian(0.3), line, logits[:1], 1e-9),
         (likelihoods.HeteroscedasticGaussian(), line, logits[:2], 1e-9),
-        (pixel_likelihoods.Laplace(0.3), line, logits[:1], 1e-6),
-        (pixel_likelihoods.ContinuousBernoulli(), unit, logits[:1], 1e-8),
-        (pixel_likelihoods.ContinuousBernoulli(), unit, 1e-3 * logits[:1], 1e-8),
-        (pixel_likelihoods.Bernoulli(), levels[[0, -1]], logits[:1], EXACT),
-        (pixel_likelihoods.DiscretizedLogistic(17), levels, logits[:2], EXACT),
-        (pixel_likelihoods.DiscretizedLogisticMixture(3, 17), levels, logits[:9], EXACT),
-        (pixel_likelihoods.Categorical(17), levels, logits, EXACT),
+        (likelihoods.Laplace(0.3), line, logits[:1], 1e-6),
+        (likelihoods.ContinuousBernoulli(), unit, logits[:1], 1e-8),
+        (likelihoods.ContinuousBernoulli(), unit, 1e-3 * logits[:1], 1e-8),
+        (likelihoods.Bernoulli(), levels[[0, -1]], logits[:1], EXACT),
+        (likelihoods.DiscretizedLogistic(17), levels, logits[:2], EXACT),
+        (likelihoods.DiscretizedLogisticMixture(3, 17), levels, logits[:9], EXACT),
+        (likelihoods.Categorical(17), levels, logits, EXACT),
     )
     for likelihood, grid, parameters, tolerance in cases:
         x = grid.unsqueeze(1)

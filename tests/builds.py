@@ -54,7 +54,10 @@ OPTIONS = {
     "tsan": {"TSAN_OPTIONS": "halt_on_error=1 ignore_noninstrumented_modules=1"},
 }
 
-CALLS = tuple(f"csrc/{name}.cpp" for name in ("call", "launch", "ops", "pixel_ops", "cpu/dispatch"))
+CALLS = (
+    *(f"csrc/ops/{path.name}" for path in sorted(ROOT.glob("csrc/ops/*.cpp"))),
+    "csrc/cpu/dispatch.cpp",
+)
 CPU = ("csrc/cpu/baseline.cpp", *(f"csrc/cpu/{name}" for name in INSTRUCTIONS if X86))
 CUDA = (*(f"csrc/cuda/{path.name}" for path in sorted(ROOT.glob("csrc/cuda/*.cu"))),)
 NO_CPU = "tests/cuda_on_host/no_cpu.cpp"
@@ -74,14 +77,16 @@ rule link
 
 
 def build(name: str) -> Path:
-    """The folder of the package, a symlink for each of its files beside the other binary."""
+    """The folder of the package, a symlink for each of its parts beside the other binary."""
     package = BUILD / name / "fastvae"
     package.mkdir(parents=True, exist_ok=True)
-    for file in (ROOT / "fastvae").glob("*.py"):
-        link = package / file.name
+    for part in (ROOT / "fastvae").iterdir():
+        if part.suffix not in ("", ".py"):
+            continue  # the binaries
+        link = package / part.name
         if not link.exists():
             link.unlink(missing_ok=True)
-            link.symlink_to(file)
+            link.symlink_to(part)
     (BUILD / "build.ninja").write_text(_ninja())
     path = os.environ["PATH"] + os.pathsep + sysconfig.get_path("scripts")  # where pip puts ninja
     done = subprocess.run(

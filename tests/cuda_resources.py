@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = "sm_90"
@@ -37,38 +38,27 @@ REGISTERS = 65536  # of a multiprocessor
 SIZES = {"float": 4, "double": 8, "__nv_bfloat16": 2, "__half": 2}
 TYPES = dict(zip(SIZES, ("float32", "float64", "bfloat16", "float16"), strict=True))
 SUMS = ("none", "rows", "columns")
-# Inputs, outputs, and whether there is a value, of each step in csrc/formulas.h.
-STEPS = {
-    "Rsample::Forward": (2, 1, False),
-    "Rsample::Backward": (3, 2, False),
-    "KLDivergence<2>::Forward": (2, 0, True),
-    "KLDivergence<2>::Backward": (2, 2, False),
-    "KLDivergence<4>::Forward": (4, 0, True),
-    "KLDivergence<4>::Backward": (4, 4, False),
-    "RsampleKL<2>::Forward": (2, 1, True),
-    "RsampleKL<2>::Backward": (3, 2, False),
-    "RsampleKL<4>::Forward": (4, 1, True),
-    "RsampleKL<4>::Backward": (5, 4, False),
-    "RsampleLogRatio<2>::Forward": (2, 1, True),
-    "RsampleLogRatio<2>::Backward": (3, 2, False),
-    "RsampleLogRatio<2>::PathBackward": (3, 2, False),
-    "RsampleLogRatio<4>::Forward": (4, 1, True),
-    "RsampleLogRatio<4>::Backward": (5, 4, False),
-    "RsampleLogRatio<4>::PathBackward": (5, 4, False),
-    "GaussianLogProb::Forward": (3, 0, True),
-    "GaussianLogProb::Backward": (3, 3, False),
-    "GaussianLogProb::ForwardBackward": (3, 3, True),
-    "BernoulliLogProb::Forward": (2, 0, True),
-    "BernoulliLogProb::Backward": (2, 2, False),
-    "ContinuousBernoulliLogProb::Forward": (2, 0, True),
-    "ContinuousBernoulliLogProb::Backward": (2, 2, False),
-    "LaplaceLogProb::Forward": (3, 0, True),
-    "LaplaceLogProb::Backward": (3, 3, False),
-    "DiscretizedLogisticLogProb::Forward": (3, 0, True),
-    "DiscretizedLogisticLogProb::Backward": (3, 3, False),
-}
 
-SLOW = "DiscretizedLogistic"  # Step::slow
+
+class Step(NamedTuple):
+    """What a kernel computes; as in csrc/plan.h."""
+
+    inputs: int
+    outputs: int
+    value: bool
+    slow: bool
+
+
+def _steps() -> dict[str, Step]:
+    """By name, in the order of the kernel tables; none without a binary."""
+    try:
+        from fastvae import _C
+    except ImportError:
+        return {}
+    return {re.sub(r"fastvae::\w+::", "", name): Step(*what) for name, *what in _C._steps()}
+
+
+STEPS = _steps()
 
 # Two issue slots each: 64 results a cycle and multiprocessor, where float arithmetic has 128.
 HALF_RATE = re.compile(
@@ -147,21 +137,21 @@ class Kernel:
     @property
     def planned_blocks(self) -> int:
         """As Variant::kBlocksAtOnce in csrc/cuda/loops.cuh."""
-        inputs, outputs, value = STEPS[self.step]
+        inputs, outputs, value, _ = STEPS[self.step]
         operands = inputs + outputs + (value and self.sums == "none") + (self.sums == "columns")
         size = SIZES[self.dtype]
-        slow = self.step.startswith(SLOW) or (self.bounded and size == 2)
+        slow = STEPS[self.step].slow or (self.bounded and size == 2)
         small = operands <= 3 and size < 8 and not slow
         return 1 if size == 2 and operands > 8 else 3 if small else 2
 
     @property
     def in_memory(self) -> int:
         """Inputs. Rsample::Backward has no use for mu."""
-        return STEPS[self.step][0] - self.one_scale - (self.step == "Rsample::Backward")
+        return STEPS[self.step].inputs - self.one_scale - (self.step == "Rsample::Backward")
 
     @property
     def bytes_per_element(self) -> int:
-        _, outputs, value = STEPS[self.step]
+        _, outputs, value, _ = STEPS[self.step]
         values = max(4, SIZES[self.dtype]) if value and self.sums == "none" else 0
         reduced = 1 if self.sums != "none" and not value else 0  # one operand's gradient is summed
         return (self.in_memory + outputs - reduced) * SIZES[self.dtype] + values
@@ -176,7 +166,7 @@ class Kernel:
         if self.wide:
             if not self.main_loop:
                 found.append("has no loop of 128-bit accesses")
-            elif STEPS[self.step][1] and not any(map(WIDE_STORE.search, self.main_loop)):
+            elif STEPS[self.step].outputs and not any(map(WIDE_STORE.search, self.main_loop)):
                 found.append("does not store 128 bits at once")
         return found
 
@@ -185,8 +175,8 @@ class Kernel:
     @property
     def accesses(self) -> int:
         """Of a thread in one turn of the main loop: accesses_in_flight() in csrc/cuda/cut.h."""
-        slow, inputs = self.step.startswith(("Rsample", SLOW)), STEPS[self.step][0]
-        return 1 if slow or inputs > 3 else 2
+        step = STEPS[self.step]
+        return 1 if step.slow or self.step.startswith("Rsample") or step.inputs > 3 else 2
 
     @property
     def elements(self) -> int:
@@ -304,8 +294,8 @@ def _opcode(instruction: str) -> str:
 
 
 MANGLED = re.compile(
-    r"generic\d+(?P<op>[A-Za-z]+)(?:ILi(?P<n>\d)E)?E?\d+"
-    r"(?P<step>(?:Forward|Path)?Backward|Forward)E"
+    r"generic\d+(?:WithGradientINS\w*_\d+(?P<likelihood>[A-Za-z]+)EE|"
+    r"(?P<op>[A-Za-z]+)(?:ILi(?P<n>\d)E)?E?\d+(?P<step>(?:Path)?Backward|Forward))E"
     r"(?P<type>f|d|13__nv_bfloat16|6__half)LNS_4SumsE(?P<sums>\d)"
     r"ELi(?P<width>\d)ELb(?P<log>\d)ELb(?P<scale>\d)ELb(?P<bounded>\d)"
 )
@@ -315,7 +305,10 @@ def parse(name: str, usage: str, section: str) -> Kernel | None:
     found = MANGLED.search(name)
     if not found:
         return None
-    step = found["op"] + (f"<{found['n']}>" if found["n"] else "") + "::" + found["step"]
+    if found["likelihood"]:
+        step = f"WithGradient<{found['likelihood']}>"
+    else:
+        step = found["op"] + (f"<{found['n']}>" if found["n"] else "") + "::" + found["step"]
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for line in section.splitlines():

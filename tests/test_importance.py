@@ -9,7 +9,7 @@ import torch
 from models import FactorAnalysis, mlp
 
 import fastvae
-from fastvae.importance import _Weights, effective_sample_size, log_mean_exp
+from fastvae.models.importance import _Weights, effective_sample_size, log_mean_exp
 
 
 def test_importance_sampling(device: torch.device) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastvae
-from fastvae.pixel_reference import continuous_bernoulli_mean
+from fastvae.ops.pixels import continuous_bernoulli_mean
 
 mpmath.mp.dps = 60
 LOGITS = (0, 1e-9, -1e-4, 0.01, -0.3, 0.4999, 0.5, -0.51, 1, -3, 10, 40, -100, 700)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvae import checkpoint, exact
 from fastvae.cli import main
-from fastvae.settings import Settings, lr_schedule
-from fastvae.trainer import Trainer
+from fastvae.models import exact
+from fastvae.training import checkpoint
+from fastvae.training.settings import Settings, lr_schedule
+from fastvae.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -13,24 +13,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from fastvae import backend
-from fastvae._fake import PIXEL_LOG_PROBS
+from fastvae.ops.layout import schemas
 
 ops = torch.ops.fastvae
 pytestmark = pytest.mark.skipif(not backend.native_enabled(), reason="needs the binary")
 
 NAMES = [
-    "rsample",
-    "rsample_backward",
-    "kl_divergence",
-    "kl_divergence_backward",
-    "rsample_kl",
-    "rsample_kl_backward",
-    "rsample_log_ratio",
-    "rsample_log_ratio_backward",
-    "gaussian_log_prob",
-    "gaussian_log_prob_backward",
-    "gaussian_log_prob_with_grad",
-    *(f"{name}{direction}" for name in PIXEL_LOG_PROBS for direction in ("", "_backward")),
+    name + direction
+    for name, _ in schemas()
+    for direction in ("", "_backward", "_with_grad")
+    if hasattr(ops, name + direction)
 ]
 
 

@@ -73,7 +73,7 @@ def test_counts_name_the_op(device: torch.device) -> None:
     counts = found.counts()
     assert counts["gaussian_log_prob"] == (0, 0)
     assert counts["rsample_kl"] == (0, z.isinf().sum() + 4)
-    assert counts["kl_divergence_backward"] == (0, 24)
+    assert counts["rsample_kl_backward"] == (0, 24)
 
 
 def test_counts_add_up_and_end_with_the_block(device: torch.device) -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 from train_command import FILES, final_state, metrics, refusal, timeless, train
 
 import fastvae
-from fastvae import checkpoint, data
-from fastvae.settings import Settings
-from fastvae.trainer import COLUMNS, Trainer
+from fastvae.training import checkpoint, data
+from fastvae.training.settings import Settings
+from fastvae.training.trainer import COLUMNS, Trainer
 
 pytestmark = pytest.mark.usefixtures("folder")
 

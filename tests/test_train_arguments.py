@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from train_command import FILES, refusal, train
 
-from fastvae import data
+from fastvae.training import data
 
 pytestmark = pytest.mark.usefixtures("folder")
 

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from train_command import FILES, SMALL, refusal, timeless, train
 
-from fastvae import data
-from fastvae.options import add_arguments
-from fastvae.settings import LIKELIHOODS, SIGMAS, Settings
-from fastvae.train import _settings
-from fastvae.trainer import Trainer
+from fastvae.training import data
+from fastvae.training.command import _settings
+from fastvae.training.options import add_arguments
+from fastvae.training.settings import LIKELIHOODS, SIGMAS, Settings
+from fastvae.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("folder")
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastvae import checkpoint
 from fastvae.cli import main
+from fastvae.training import checkpoint
 
 __all__ = ["FILES", "SMALL", "final_state", "metrics", "refusal", "timeless", "train"]
 

@@ -1,7 +1,7 @@
 #define FASTVAE_TARGET avx2
 #include <type_traits>
 
-#include "../formulas.h"
+#include "../formulas/all.h"
 #include "loops.h"
 
 namespace fastvae {

@@ -1,7 +1,7 @@
 #define FASTVAE_TARGET baseline
 #include <type_traits>
 
-#include "../formulas.h"
+#include "../formulas/all.h"
 #include "loops.h"
 
 namespace fastvae {

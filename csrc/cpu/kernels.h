@@ -7,8 +7,9 @@ namespace fastvae {
 
 using Kernel = void (*)(const Plan& plan, int64_t begin, int64_t end, int64_t slot);
 
+// A row for each of `Steps` (formulas/all.h).
 struct KernelTable {
-  Kernel kernel[kSteps][kDTypes];
+  const Kernel (*kernel)[kDTypes];
 };
 
 extern const KernelTable kBaselineKernels;

@@ -7,7 +7,7 @@
 // is the loop's business: a last vector is loaded, stored and summed in part.
 #pragma once
 
-#include "../formulas.h"
+#include "../formulas/all.h"
 #include "../plan.h"
 #include "kernels.h"
 #include "noise.h"
@@ -239,7 +239,7 @@ class Loop {
     const bool keep_values = kStep.value && (row_sums || !plan_.unit_sums);
     V sum(0);
 
-    const auto vectors = [&]<bool kOneScale>() __attribute__((always_inline)) {
+    const auto vectors = [&]<bool kOneScale, bool kScaleGradient>() __attribute__((always_inline)) {
       const V one_scale =
           kOneScale && bounded ? load_same(bounded_) : in[kOneScale ? kStep.scale_input : 0].same;
       for (int i = 0; i < n; i += kLanes) {
@@ -266,6 +266,7 @@ class Loop {
         }
 #pragma GCC unroll 8
         for (int k = 0; k < O; ++k) {
+          if (!kScaleGradient && k == kStep.scale_input) continue;
           if (direct[k])
             whole ? store(direct[k] + i, y[k]) : store_some(direct[k] + i, y[k], m);
           else if (wanted[k])
@@ -273,14 +274,18 @@ class Loop {
         }
       }
     };
-    // The compiler moves what follows from the scale alone out of the loop.
+    // The compiler moves what follows from the scale alone out of the loop, and leaves out the
+    // gradient of one that is fixed.
     if constexpr (kStep.scale_input > 0) {
-      if (in[kStep.scale_input].p)
-        vectors.template operator()<false>();
+      constexpr int kScale = kStep.scale_input;
+      if (in[kScale].p)
+        vectors.template operator()<false, true>();
+      else if (kScale < O && wanted[kScale < O ? kScale : 0])
+        vectors.template operator()<true, true>();
       else
-        vectors.template operator()<true>();
+        vectors.template operator()<true, false>();
     } else {
-      vectors.template operator()<false>();
+      vectors.template operator()<false, true>();
     }
 
     if constexpr (kStep.value) {
@@ -378,10 +383,12 @@ class Loop {
 };
 
 // One row of the kernel table for each step, one column for each type.
-template <class... Ops>
-constexpr KernelTable make_table(List<Ops...>) {
-  return {{{Loop<Ops, float>::run, Loop<Ops, double>::run, Loop<Ops, bfloat16>::run,
-            Loop<Ops, float16>::run}...}};
+template <class... S>
+constexpr Kernel kRows[][kDTypes] = {
+    {Loop<S, float>::run, Loop<S, double>::run, Loop<S, bfloat16>::run, Loop<S, float16>::run}...};
+template <class... S>
+constexpr KernelTable make_table(List<S...>) {
+  return {kRows<S...>};
 }
 
 }  // namespace FASTVAE_TARGET

@@ -8,7 +8,7 @@
 
 #include <type_traits>
 
-#include "../math.h"
+#include "../formulas/math.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>

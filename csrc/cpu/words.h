@@ -1,7 +1,7 @@
 // What Philox needs of vectors: 32-bit words in 64-bit lanes, and the way from there to memory.
 #pragma once
 
-#include "../philox.h"
+#include "../formulas/philox.h"
 #include "memory.h"
 
 namespace fastvae {

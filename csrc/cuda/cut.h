@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../formulas.h"
+#include "../formulas/all.h"
 #include "../plan.h"
 
 namespace fastvae {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "../formulas.h"
+#include "../formulas/all.h"
 #include "../plan.h"
 
 namespace fastvae {

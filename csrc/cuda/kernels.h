@@ -21,8 +21,9 @@ cudaError_t launch_kernel(void (*kernel)(Params...), unsigned blocks, unsigned t
 using CudaLaunch = cudaError_t (*)(Sums sums, const Plan& plan, const Cut& cut,
                                    cudaStream_t stream);
 
+// One for each of `Steps` (formulas/all.h).
 struct CudaColumn {
-  CudaLaunch launch[kSteps];
+  const CudaLaunch* launch;
 };
 
 extern const CudaColumn kCudaFloat32, kCudaFloat64, kCudaBFloat16, kCudaFloat16;

@@ -64,7 +64,8 @@ struct Shared {
       scale.s = from.data ? A(widen(*piece.input[V::kScale])) : A(from.constant);
       if constexpr (V::kBounded > 0) scale = Scale(V::settings(plan)).bounded(scale.s);
     }
-    if (V::kStep.row_grad && plan.row_grad.layout.inner == 0) row_grad = *piece.row_grad;
+    if (V::kStep.row_grad && plan.row_grad.layout.inner == 0)
+      row_grad = plan.row_grad.data ? *piece.row_grad : A(plan.row_grad.constant);
   }
 };
 
@@ -345,9 +346,11 @@ cudaError_t launch(Sums sums, const Plan& plan, const Cut& cut, cudaStream_t str
   return launch_for<Op, T, Sums::none>(plan, cut, stream);
 }
 
-template <class T, class... Ops>
-constexpr CudaColumn make_column(List<Ops...>) {
-  return {{launch<Ops, T>...}};
+template <class T, class... S>
+constexpr CudaLaunch kLaunches[] = {launch<S, T>...};
+template <class T, class... S>
+constexpr CudaColumn make_column(List<S...>) {
+  return {kLaunches<T, S...>};
 }
 
 }  // namespace fastvae

@@ -1,7 +1,7 @@
 // The normals of an access.
 #pragma once
 
-#include "../philox.h"
+#include "../formulas/philox.h"
 #include "cut.h"
 
 namespace fastvae {

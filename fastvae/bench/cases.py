@@ -12,6 +12,7 @@ import torch
 __all__ = [
     "DIRECTIONS",
     "DTYPES",
+    "IDIOM_SHAPES",
     "OPS",
     "SAMPLES",
     "SHAPES",
@@ -81,6 +82,10 @@ class Op:
     def function(self) -> str:
         return self.name.partition(":")[0]
 
+    @property
+    def draws(self) -> bool:
+        return "z" in self.outputs
+
     def size(self, operand: str, size: Size) -> Size:
         """Of a tensor, where the op's elements are `size`; a gradient has that of its tensor."""
         operand = operand.removeprefix("grad_")
@@ -119,48 +124,15 @@ def _channels(size: Size) -> Size:
 
 
 def _likelihood(
-    variant: str, scale_size: Callable[[Size], Size] | None, shapes: tuple[str, ...]
+    name: str,
+    wanted: tuple[str, ...],
+    shapes: tuple[str, ...],
+    scale_size: Callable[[Size], Size] = _whole,
+    data: str = "normal",
 ) -> tuple[Op, Op]:
     """The log-probability, and the loss whose gradient is known when forward runs."""
-    wanted = ("mean",) if scale_size is None else ("mean", "logvar")
     inputs = ("x", *wanted)
     log_prob = Op(
-        f"gaussian_log_prob:{variant}",
-        inputs,
-        ("log_prob",),
-        forward=Traffic(inputs, ("log_prob",)),
-        backward=Traffic(("grad_log_prob", *inputs), _gradients(wanted)),
-        constants=("x",),
-        scale_size=scale_size or _whole,
-        shapes=shapes,
-    )
-    loss = Op(
-        f"gaussian_nll_loss:{variant}",
-        inputs,
-        ("loss",),
-        forward=Traffic(inputs, ("loss", *_gradients(wanted))),
-        backward=Traffic(),
-        constants=("x",),
-        scale_size=scale_size or _whole,
-        shapes=shapes,
-        directions=("forward", "forward+backward"),
-    )
-    return log_prob, loss
-
-
-_LIKELIHOODS = (
-    _likelihood("sigma", None, ("128x784", "64x16384")),
-    _likelihood("scalar", _scalar, ("128x784", "64x16384")),
-    _likelihood("channel", _channels, ("64x3x64x64",)),
-    _likelihood("elementwise", _whole, ("128x784", "64x16384")),
-)
-
-
-def _pixels(
-    name: str, data: str, wanted: tuple[str, ...], scale_size: Callable[[Size], Size] = _whole
-) -> Op:
-    inputs = ("x", *wanted)
-    return Op(
         name,
         inputs,
         ("log_prob",),
@@ -169,8 +141,33 @@ def _pixels(
         constants=("x",),
         data=data,
         scale_size=scale_size,
-        shapes=("128x784", "64x3x64x64"),
+        shapes=shapes,
     )
+    loss = replace(
+        log_prob,
+        name=name.replace("log_prob", "nll_loss"),
+        outputs=("loss",),
+        forward=Traffic(inputs, ("loss", *_gradients(wanted))),
+        backward=Traffic(),
+        directions=("forward", "forward+backward"),
+    )
+    return log_prob, loss
+
+
+_IMAGES = ("128x784", "64x3x64x64")
+_GAUSSIAN = ("128x784", "64x16384")
+_SCALED = ("mean", "logvar")
+_LIKELIHOODS = (
+    _likelihood("gaussian_log_prob:sigma", ("mean",), _GAUSSIAN),
+    _likelihood("gaussian_log_prob:scalar", _SCALED, _GAUSSIAN, _scalar),
+    _likelihood("gaussian_log_prob:channel", _SCALED, ("64x3x64x64",), _channels),
+    _likelihood("gaussian_log_prob:elementwise", _SCALED, _GAUSSIAN),
+    _likelihood("bernoulli_log_prob", ("logits",), _IMAGES, data="binary"),
+    _likelihood("continuous_bernoulli_log_prob", ("logits",), _IMAGES, data="grey"),
+    _likelihood("laplace_log_prob:fixed", ("mean",), _IMAGES, data="grey"),
+    _likelihood("laplace_log_prob", ("mean", "log_scale"), _IMAGES, _scalar, "grey"),
+    _likelihood("discretized_logistic_log_prob", ("mean", "log_scale"), _IMAGES, data="grey"),
+)
 
 
 OPS = {
@@ -195,10 +192,6 @@ OPS = {
         ),
         *(log_prob for log_prob, _ in _LIKELIHOODS),
         *(loss for _, loss in _LIKELIHOODS),
-        _pixels("bernoulli_log_prob", "binary", ("logits",)),
-        _pixels("continuous_bernoulli_log_prob", "grey", ("logits",)),
-        _pixels("laplace_log_prob", "grey", ("mean", "log_scale"), _scalar),
-        _pixels("discretized_logistic_log_prob", "grey", ("mean", "log_scale")),
     )
 }
 
@@ -315,6 +308,9 @@ def fits(op: Op, shape: Shape) -> bool:
     """Whether a shape can be an op's: only a posterior comes in halves or in levels."""
     return "mu" in op.inputs or (not shape.halves and len(shape.sizes) == 1)
 
+
+# Where it is shown that no op is slower than what users write in its place (peers.IDIOMS).
+IDIOM_SHAPES = ("8x8", "128x10", "128x20", "128x784", "64x12288", "64x65536")
 
 # What this package promises for float32, forward + backward, two threads: how many times a peer's
 # time is fastvae's.

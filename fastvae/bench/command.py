@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from fastvae.checkpoint import write_text
+from fastvae.files import write_text
 
 from . import machine, peers, report
-from .cases import DIRECTIONS, DTYPES, OPS, SHAPES, TARGETS, Case, Op, Shape, fits
+from .cases import DIRECTIONS, DTYPES, IDIOM_SHAPES, OPS, SHAPES, TARGETS, Case, Op, Shape, fits
 from .measure import Effort, Measurement, measure
 
 __all__ = ["add_arguments", "main", "select"]
@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-memory",
         action="store_true",
         help="no fresh pages for large outputs: glibc's malloc keeps what is freed",
+    )
+    parser.add_argument(
+        "--between",
+        action="store_true",
+        help="time each call after a pass of a small network, which leaves the caches as in "
+        "training",
     )
     parser.add_argument(
         "--warm",
@@ -87,6 +93,12 @@ def add_selection(add: Callable[..., Any]) -> None:
     add("--peers", nargs="*", metavar="PEER", help=f"some of {', '.join(peers.PEERS)}, or none")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--targets", action="store_true", help="only the cases whose ratios fastvae promises")
+    add(
+        "--idioms",
+        action="store_true",
+        help="the ops beside the fastest that PyTorch has to be written in their place, on six "
+        "shapes",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -169,7 +181,8 @@ def _new_path(path: Path) -> Path:
 
 def _effort(arguments: argparse.Namespace) -> Effort:
     if arguments.quick:
-        return dataclasses.replace(QUICK, warm=arguments.warm, keep_memory=arguments.keep_memory)
+        kept = ("warm", "keep_memory", "between")
+        return dataclasses.replace(QUICK, **{name: getattr(arguments, name) for name in kept})
     names = [field.name for field in dataclasses.fields(Effort) if hasattr(arguments, field.name)]
     return Effort(**{name: getattr(arguments, name) for name in names})
 
@@ -187,6 +200,10 @@ def select(arguments: argparse.Namespace) -> list[Case]:
         raise ValueError(f"argument --threads: is {min(threads)}; want at least 1")
     if arguments.targets:
         shapes_of = {OPS[name]: [SHAPES[s] for n, s in TARGETS if n == name] for name, _ in TARGETS}
+    elif arguments.idioms:
+        given = arguments.shapes or list(IDIOM_SHAPES)
+        ops = [op for op in _ops(arguments.ops) if op.name in peers.IDIOMS]
+        shapes_of = {op: _shapes(given, op) for op in ops}
     else:
         shapes_of = {op: _shapes(arguments.shapes, op) for op in _ops(arguments.ops)}
     cases = [
@@ -202,8 +219,11 @@ def select(arguments: argparse.Namespace) -> list[Case]:
 
 def select_peers(arguments: argparse.Namespace) -> list[str]:
     """The peers that the options name, as `select` does."""
-    quick = ("eager", "distributions")
-    default = quick if getattr(arguments, "quick", False) else peers.PEERS
+    default: tuple[str, ...] = peers.PEERS
+    if getattr(arguments, "quick", False):
+        default = ("eager", "distributions", peers.IDIOM, peers.FLOOR)
+    if arguments.idioms:
+        default = (peers.IDIOM, peers.FLOOR)
     wanted = default if arguments.peers is None else arguments.peers
     return list(_some("--peers", list(wanted), peers.PEERS, ()))
 

@@ -10,11 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 from matplotlib.ticker import PercentFormatter
 
-from .peers import FUSED, PEERS, TITLES
+from .peers import FLOOR, FUSED, IDIOM, PEERS, TITLES
 
 __all__ = ["draw"]
 
-_COLOURS = {FUSED: "C3", "compile": "C0", "jax": "C2", "distributions": "0.75", "eager": "0.5"}
+_COLOURS = {
+    FUSED: "C3",
+    "compile": "C0",
+    "jax": "C2",
+    "distributions": "0.75",
+    "eager": "0.5",
+    IDIOM: "C1",
+    FLOOR: "C4",
+}
 _LARGE = 2**17  # elements from which the limit is memory, not the call
 
 Entry = Mapping[str, Any]

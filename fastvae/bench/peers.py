@@ -4,6 +4,9 @@
 - compile: `torch.compile` of these, for one fixed shape;
 - distributions: `torch.distributions`: Independent(Normal), rsample, kl_divergence, log_prob;
 - jax: the same formulas under `jax.jit`, gradients by `jax.vjp` (jax_peer.py);
+- idiom: the fastest thing that PyTorch has to be written in the op's place, which may be less than
+  the op: `F.mse_loss` has no sigma;
+- floor: a graph of two ATen ops that could not do less with the same tensors;
 - copy: `Tensor.copy_` of half as many bytes as the case must move, which reads and writes them: the
   limit that memory, and the call of one op, set.
 """
@@ -35,7 +38,10 @@ from .cases import SAMPLES, Case
 from .inputs import SIGMA, Inputs
 
 __all__ = [
+    "FLOOR",
     "FUSED",
+    "IDIOM",
+    "IDIOMS",
     "LIMIT",
     "PEERS",
     "TITLES",
@@ -46,12 +52,18 @@ __all__ = [
     "compiled",
     "function_of",
     "make_program",
+    "stands_in",
     "unavailable",
 ]
 
-FUSED, LIMIT = "fastvae", "copy"
-PEERS = ("eager", "compile", "distributions", "jax")
-TITLES = {"compile": "torch.compile", "distributions": "torch.distributions", "jax": "JAX jit"}
+FUSED, LIMIT, IDIOM, FLOOR = "fastvae", "copy", "idiom", "floor"
+PEERS = ("eager", "compile", "distributions", "jax", IDIOM, FLOOR)
+TITLES = {
+    "compile": "torch.compile",
+    "distributions": "torch.distributions",
+    "jax": "JAX jit",
+    FLOOR: "two ATen ops",
+}
 
 Function = Callable[..., Any]
 
@@ -140,11 +152,13 @@ class Copy(Program):
 
 def unavailable(peer: str, case: Case) -> str:
     """Why a peer cannot compute a case, or ""."""
-    if case.op.function == "gaussian_nll_loss" and not hasattr(fastvae, "gaussian_nll_loss"):
-        return "fastvae has no gaussian_nll_loss yet"
-    if peer == "distributions" and case.op.function == "discretized_logistic_log_prob":
+    if peer == IDIOM and (case.op.name not in IDIOMS or case.shape.halves):
+        return "there is none"
+    if peer == FLOOR and (case.op.name != "rsample_kl" or case.shape.halves):
+        return "there is none"
+    if peer == "distributions" and case.op.function.startswith("discretized_logistic"):
         return "torch.distributions has none"
-    if peer == "distributions" and case.op.function == "continuous_bernoulli_log_prob":
+    if peer == "distributions" and case.op.function.startswith("continuous_bernoulli"):
         return "that of torch.distributions is off by more than the check allows"
     if peer != FUSED and case.dtype.itemsize == 2 and case.op.data == "grey":
         return "in a half type its formula keeps no digits"
@@ -170,6 +184,8 @@ def make_program(peer: str, case: Case, inputs: Inputs) -> Program:
         return JaxProgram(case, inputs)
     if peer == "distributions":
         return TorchProgram(peer, function_of(Distributions(), case), inputs)
+    if (stand_in := stands_in(peer, case)) is not None:
+        return TorchProgram(peer, stand_in, inputs)
     eager = function_of(Formulas(torch, torch.randn_like), case)
     if peer == "eager":
         return TorchProgram(peer, eager, inputs)
@@ -197,17 +213,68 @@ def function_of(library: Library, case: Case) -> Function:
     return lambda q, p: function(*q.chunk(2, dim=1), *p.chunk(2, dim=1))
 
 
+# ---- In an op's place ----------------------------------------------------------------------------
+
+
+def _normal_rsample(mu: Tensor, logvar: Tensor) -> Tensor:
+    return Normal(mu, torch.exp(0.5 * logvar), validate_args=False).rsample()
+
+
+def _kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).flatten(1).sum(1)
+
+
+def _rsample_kl(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    return _normal_rsample(mu, logvar), _kl(mu, logvar)
+
+
+def _two_ops(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    return mu + logvar, (mu * logvar).flatten(1).sum(1)
+
+
+def _gaussian_nll(x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return F.gaussian_nll_loss(mean, x, logvar.exp(), reduction="sum")
+
+
+# By the name of the op: how it is known, and its function.
+IDIOMS: dict[str, tuple[str, Function]] = {
+    "rsample": ("Normal(...).rsample()", _normal_rsample),
+    "kl_divergence": ("-0.5 * (1 + logvar - mu.pow(2) - logvar.exp())", _kl),
+    "rsample_kl": ("Normal(...).rsample() and the formula of KL", _rsample_kl),
+    "gaussian_nll_loss:sigma": (
+        "F.mse_loss(reduction='sum')",
+        lambda x, mean: F.mse_loss(mean, x, reduction="sum"),
+    ),
+    "gaussian_nll_loss:elementwise": ("F.gaussian_nll_loss(reduction='sum')", _gaussian_nll),
+    "bernoulli_nll_loss": (
+        "F.binary_cross_entropy_with_logits(reduction='sum')",
+        lambda x, logits: F.binary_cross_entropy_with_logits(logits, x, reduction="sum"),
+    ),
+    "laplace_nll_loss:fixed": (
+        "F.l1_loss(reduction='sum')",
+        lambda x, mean: F.l1_loss(mean, x, reduction="sum"),
+    ),
+}
+
+
+def stands_in(peer: str, case: Case) -> Function | None:
+    """The function of a peer that is not the op itself."""
+    if peer == FLOOR:
+        return _two_ops
+    return IDIOMS[case.op.name][1] if peer == IDIOM else None
+
+
 # ---- As users write it ---------------------------------------------------------------------------
 
 
 class Library:
     """The public functions, by name, as another library has them."""
 
-    def gaussian_log_prob(self, x: Any, mean: Any, logvar: Any = None) -> Any:
-        raise NotImplementedError
-
-    def gaussian_nll_loss(self, *gaussian: Any) -> Any:
-        return -self.gaussian_log_prob(*gaussian).mean()
+    def __getattr__(self, name: str) -> Any:
+        if not name.endswith("_nll_loss"):
+            raise AttributeError(name)
+        log_prob = getattr(self, name.replace("nll_loss", "log_prob"))
+        return lambda *tensors: -log_prob(*tensors).mean()
 
 
 class Formulas(Library):
@@ -259,7 +326,9 @@ class Formulas(Library):
         normalizer = self.lib.where(near, series, far)
         return _rows(self._bernoulli(x, logits) + normalizer)
 
-    def laplace_log_prob(self, x: Any, mean: Any, log_scale: Any) -> Any:
+    def laplace_log_prob(self, x: Any, mean: Any, log_scale: Any = None) -> Any:
+        if log_scale is None:
+            return _rows(-abs(x - mean) - math.log(2))
         return _rows(-abs(x - mean) / self.lib.exp(log_scale) - log_scale - math.log(2))
 
     def discretized_logistic_log_prob(self, x: Any, mean: Any, log_scale: Any) -> Any:
@@ -312,8 +381,9 @@ class Distributions(Library):
     def continuous_bernoulli_log_prob(self, x: Tensor, logits: Tensor) -> Tensor:
         return Independent(ContinuousBernoulli(logits=logits), x.dim() - 1).log_prob(x)
 
-    def laplace_log_prob(self, x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-        return Independent(Laplace(mean, torch.exp(log_scale)), x.dim() - 1).log_prob(x)
+    def laplace_log_prob(self, x: Tensor, mean: Tensor, log_scale: Tensor | None = None) -> Tensor:
+        scale = 1.0 if log_scale is None else torch.exp(log_scale)
+        return Independent(Laplace(mean, scale), x.dim() - 1).log_prob(x)
 
 
 def _gaussian(mu: Tensor, logvar: Tensor) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastvae.checkpoint import write_json
+from fastvae.files import write_json
 
 from .cases import TARGETS, Case
 from .measure import Effort, Measurement

@@ -1,0 +1,108 @@
+// What an op's signature and its steps say together, as one table of plain data for all ops. No
+// torch.
+//
+// Every operator takes its arguments in one order, those that its declaration names:
+//
+//   the upstream gradients of z and of the value (in `_backward` and `_with_grad`), the operands,
+//   the number, seed, param, packed_dim, bins, low, high, event_ndim, sample_shape,
+//   path_derivative, needs (where gradients are returned), bound
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../dims.h"
+#include "../formulas/all.h"
+
+namespace fastvae {
+
+// What computes a pass: a row of the kernel tables and what it reads and gives.
+struct Kernels {
+  int index = -1;  // none
+  Step step{};
+};
+
+// An op with so many operands.
+struct Variant {
+  int operands = 0;
+  Kernels forward, backward, path_backward, with_gradient;
+  Kernels without_z, without_value;  // backward where one upstream gradient is missing
+};
+
+struct Declaration {
+  Signature signature{};
+  int operands = 0;                   // at most
+  bool noise = false;                 // takes a seed
+  bool z = false;                     // returns a sample
+  bool scale_form = false;            // takes `param` and `bound`
+  bool path = false;                  // takes `path_derivative`
+  std::array<Variant, 2> variants{};  // by ascending number of operands
+
+  constexpr bool sums() const { return signature.value; }
+  constexpr bool has_loss() const { return variants[0].with_gradient.index >= 0; }
+  const Variant& variant(int given) const {
+    return variants[1].operands == given ? variants[1] : variants[0];
+  }
+};
+
+enum class Direction { forward, backward, with_gradient };
+constexpr int kDirections = 3;
+
+// A call's arguments that are no tensors.
+struct Arguments {
+  double number = 0;
+  int64_t param = 0, packed_dim = -1;
+  int64_t bins = 0;
+  double low = 0, high = 0;
+  int64_t event_ndim = -1;  // -1: nothing is summed
+  Dims sample_shape;
+  bool path_derivative = false;
+  double grad_value = 0;  // of every row, where no tensor says
+  int64_t needs = 0;      // bit i: the gradient of operand i is wanted
+  std::optional<std::vector<double>> bound;
+};
+
+// ---- From the formulas --------------------------------------------------------------------------
+
+template <class S>
+constexpr Kernels kernels_of() {
+  return {index_of<S>, S::step};
+}
+
+template <class V>
+constexpr Variant variant_of() {
+  Variant v{.operands = V::Forward::step.inputs,
+            .forward = kernels_of<typename V::Forward>(),
+            .backward = kernels_of<typename V::Backward>()};
+  if constexpr (has_path<V>) v.path_backward = kernels_of<typename V::PathBackward>();
+  if constexpr (is_likelihood<V>) v.with_gradient = kernels_of<WithGradient<V>>();
+  if constexpr (requires { typename V::WithoutZ; })
+    v.without_z = kernels_of<typename V::WithoutZ::Backward>();
+  if constexpr (requires { typename V::WithoutValue; })
+    v.without_value = kernels_of<typename V::WithoutValue::Backward>();
+  return v;
+}
+
+template <class First, class... Others>
+constexpr Declaration declaration_of(Op<First, Others...>) {
+  Declaration d{.signature = First::signature,
+                .noise = First::Forward::step.noise,
+                .z = First::Forward::step.outputs > 0,
+                .scale_form = First::Forward::step.bounded_input > 0,
+                .path = has_path<First>,
+                .variants = {variant_of<First>(), variant_of<Others>()...}};
+  while (d.operands < kMaxOperands && d.signature.operands[d.operands]) ++d.operands;
+  return d;
+}
+
+template <class... O>
+constexpr std::array<Declaration, sizeof...(O)> declarations_of(List<O...>) {
+  return {declaration_of(O())...};
+}
+
+constexpr auto kDeclarations = declarations_of(Ops());
+constexpr int kOps = int(kDeclarations.size());
+
+}  // namespace fastvae

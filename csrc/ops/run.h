@@ -1,0 +1,31 @@
+// A call of any op, as its declaration tells: the same for every device and for every caller, be it
+// PyTorch's dispatcher (register.cpp) or a node of autograd's graph (autograd/).
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "declaration.h"
+
+namespace fastvae {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+struct Tensors {
+  std::array<OptionalTensor, kMaxOperands> operand;
+  OptionalTensor seed;
+  OptionalTensor grad_z, grad_value;
+};
+
+// Forward: z, if the op has one, and the value. Otherwise the value, if it is `with_gradient`, and
+// a gradient for each operand, undefined where it is not wanted.
+using Outputs = InlineVector<Tensor, kMaxOperands + 1>;
+
+Outputs run(int op, Direction direction, const Tensors& tensors, const Arguments& arguments);
+
+// The name of an operator of torch.ops.fastvae.
+const char* operator_name(int op, Direction direction);
+
+}  // namespace fastvae

@@ -1,0 +1,30 @@
+// How an op is called. Plain data, no torch.
+//
+// A formula's struct declares itself by a `signature`; what its steps say of themselves (plan.h)
+// says the rest. From both follow, for every op alike (ops/declaration.h), the schema of
+// torch.ops.fastvae.<name> and of its `_backward` and `_with_grad`, the reading of their arguments,
+// and what Python knows of the op (fastvae/ops/declare.py).
+#pragma once
+
+namespace fastvae {
+
+constexpr int kMaxOperands = 4;
+
+struct Signature {
+  const char* name;
+  // The tensors, in the order of the steps' inputs; null behind the last.
+  const char* operands[kMaxOperands];
+  // What is summed over a row; null where nothing is.
+  const char* value = nullptr;
+  // The operands are Gaussians, two each. Those behind the first may be left out, and the second of
+  // each too: then the first holds both, packed along `packed_dim`.
+  bool gaussians = false;
+  // Draws samples of a `sample_shape`.
+  bool samples = false;
+  // The name of a number that stands for the last operand where that is left out.
+  const char* number = nullptr;
+  // Data are `bins` levels from `low` to `high`.
+  bool levels = false;
+};
+
+}  // namespace fastvae

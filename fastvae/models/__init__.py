@@ -1,0 +1,1 @@
+"""The VAE around the ops: distributions, priors, likelihoods, objectives, and what judges them."""

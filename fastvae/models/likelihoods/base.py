@@ -1,0 +1,87 @@
+"""What all likelihoods have in common."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ... import ops
+
+__all__ = ["Likelihood", "check_positive"]
+
+
+class Likelihood(nn.Module):
+    """Elements that are independent given z.
+
+    A subclass says how one is distributed, by `_log_prob`, `_mean` and `_sample`; each gets the
+    `outputs` parts of the decoder's output, of x's shape.
+    """
+
+    outputs: int = 1
+    """How many numbers of the decoder's output belong to one element of x."""
+    draws: int = 1
+    """How many normals it takes to sample one element."""
+
+    def log_prob(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """ln p(x | z) in nats.
+
+        Args:
+            x: [B, C, ...].
+            decoded: the decoder's output, [B, outputs * C, ...]; dimensions in front of these, such
+                as samples of z, are kept.
+
+        Returns:
+            [B], or [..., B]; float32 for half types.
+
+        Raises:
+            ValueError: `decoded` does not have that shape.
+        """
+        want = [x.shape[0], self.outputs * x.shape[1], *x.shape[2:]] if x.dim() > 1 else [*x.shape]
+        if list(decoded.shape[decoded.dim() - x.dim() :]) != want:
+            rule = f", {self.outputs} times as long in dimension 1" if self.outputs > 1 else ""
+            raise ValueError(
+                f"decoder returned shape {list(decoded.shape)}; want that of x{rule}, {want}"
+            )
+        if x.is_floating_point():
+            decoded = decoded.to(x.dtype)  # under autocast it is not x's
+        return self._log_prob(x, *self._parts(decoded, x.dim()))
+
+    def mean(self, decoded: Tensor) -> Tensor:
+        """E[x | z], [B, C, ...], from the decoder's output [B, outputs * C, ...]."""
+        return self._mean(*self._parts(decoded, decoded.dim()))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        decoded: Tensor,
+        *,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """x ~ p(x | z), [B, C, ...], without gradients; noise as in `fastvae.rsample`."""
+        parts = self._parts(decoded, decoded.dim())
+        zeros = torch.zeros_like(parts[0], dtype=torch.float64)
+        eps = ops.rsample(zeros, 0.0, sample_shape=(self.draws,), seed=seed, generator=generator)
+        return self._sample(eps, *(part.double() for part in parts)).to(decoded.dtype)
+
+    def _parts(self, decoded: Tensor, ndim: int) -> tuple[Tensor, ...]:
+        """Views; `ndim` is x's number of dimensions."""
+        return decoded.chunk(self.outputs, 1 - ndim) if self.outputs > 1 else (decoded,)
+
+    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _mean(self, *parts: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
+        """From normals `eps`, [draws, B, C, ...]; in float64."""
+        raise NotImplementedError
+
+
+def check_positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; want a number above 0")
+    return value

@@ -1,0 +1,51 @@
+"""The ops: one module a family, in which each is read from top to bottom."""
+
+from .bounds import Bound
+from .gaussian import (
+    gaussian_log_prob,
+    gaussian_nll_loss,
+    kl_divergence,
+    rsample,
+    rsample_kl,
+    rsample_log_ratio,
+)
+from .noise import draw_seed
+from .op import has_kernels
+from .pixels import (
+    bernoulli_log_prob,
+    bernoulli_nll_loss,
+    categorical_log_prob,
+    categorical_nll_loss,
+    continuous_bernoulli_log_prob,
+    continuous_bernoulli_nll_loss,
+    discretized_logistic_log_prob,
+    discretized_logistic_mixture_log_prob,
+    discretized_logistic_mixture_nll_loss,
+    discretized_logistic_nll_loss,
+    laplace_log_prob,
+    laplace_nll_loss,
+)
+
+__all__ = [
+    "Bound",
+    "bernoulli_log_prob",
+    "bernoulli_nll_loss",
+    "categorical_log_prob",
+    "categorical_nll_loss",
+    "continuous_bernoulli_log_prob",
+    "continuous_bernoulli_nll_loss",
+    "discretized_logistic_log_prob",
+    "discretized_logistic_mixture_log_prob",
+    "discretized_logistic_mixture_nll_loss",
+    "discretized_logistic_nll_loss",
+    "draw_seed",
+    "gaussian_log_prob",
+    "gaussian_nll_loss",
+    "has_kernels",
+    "kl_divergence",
+    "laplace_log_prob",
+    "laplace_nll_loss",
+    "rsample",
+    "rsample_kl",
+    "rsample_log_ratio",
+]

@@ -1,0 +1,205 @@
+"""Checks and canonical forms of arguments, made once for every op, backend and device.
+
+Nothing here looks at values: on a GPU that would wait for the device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from numbers import Real
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from .bounds import Bound, Numbers
+
+__all__ = [
+    "PARAMS",
+    "TensorLike",
+    "check_bound",
+    "check_levels",
+    "check_param",
+    "check_reduction",
+    "check_sample_shape",
+    "event_dims",
+    "gaussians",
+    "log_prob_arguments",
+    "tensor_arguments",
+]
+
+TensorLike = Tensor | float
+
+PARAMS = ("logvar", "log_std", "std", "var")  # in the order of the kernels' codes
+_CODES = {name: code for code, name in enumerate(PARAMS)}
+# The kernels follow this many dimensions that alternate between broadcast and not (csrc/plan.h).
+_MAX_BROADCAST_NDIM = 7
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_param(param: str) -> int:
+    """The kernels' code of a parameterization.
+
+    Raises:
+        ValueError: `param` is not one of `PARAMS`.
+    """
+    try:
+        return _CODES[param]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"param is {param!r}; want one of {', '.join(map(repr, PARAMS))}"
+        ) from None
+
+
+def check_bound(bound: Bound | None, param: str) -> Numbers | None:
+    """A bound as the kernels take it.
+
+    Raises:
+        TypeError: `bound` is no `Bound`.
+        ValueError: what it would apply to is not a log-variance.
+    """
+    if bound is None:
+        return None
+    if not isinstance(bound, Bound):
+        raise TypeError(f"bound is a {type(bound).__name__}; want a fastvae.Bound or None")
+    if param != "logvar":
+        raise ValueError(f"bound is given and param is {param!r}; want param='logvar' with it")
+    return bound.numbers
+
+
+def check_reduction(reduction: str) -> None:
+    """Raises ValueError if `reduction` is neither "mean" nor "sum"."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}; want 'mean' or 'sum'")
+
+
+def check_levels(bins: int, low: float, high: float) -> None:
+    """Raises ValueError if there are no `bins` levels from `low` to `high`."""
+    if bins < 2:
+        raise ValueError(f"bins is {bins}; want at least 2")
+    if not low < high:
+        raise ValueError(f"low is {low} and high is {high}; want low below high")
+
+
+def event_dims(event_ndim: int | None, ndim: int) -> int:
+    """How many trailing dimensions of `ndim` are one event: by default all but the first."""
+    if event_ndim is None:
+        return max(ndim - 1, 0)
+    if isinstance(event_ndim, bool) or not isinstance(event_ndim, int):
+        raise TypeError(f"event_ndim is {event_ndim!r}; want an int or None")
+    if not 0 <= event_ndim <= ndim:
+        raise ValueError(f"event_ndim is {event_ndim}; want 0 to {ndim} for {ndim} dimensions")
+    return event_ndim
+
+
+def tensor_arguments(**arguments: TensorLike) -> tuple[list[Tensor], torch.Size]:
+    """Floating-point tensors of one dtype and device, and the shape they broadcast to.
+
+    Under autocast, where layers give half types and data stays float32, dtypes may differ: the
+    widest is taken.
+
+    Python numbers become 0-d tensors like the first tensor; with no tensor at all, they take
+    PyTorch's default dtype. The tensors keep their own shapes: kernels broadcast while reading.
+
+    Raises:
+        TypeError: an argument is no tensor or number, or not of a supported floating dtype, or the
+            dtypes differ.
+        ValueError: the devices differ, or the shapes do not broadcast.
+    """
+    first, *others = arguments.values()
+    if isinstance(first, Tensor):
+        shape, dtype, device = first.shape, first.dtype, first.device
+        alike = dtype in _DTYPES
+        for value in others:
+            alike = (
+                alike
+                and isinstance(value, Tensor)
+                and value.shape == shape
+                and value.dtype == dtype
+                and value.device == device
+            )
+        if alike:
+            return [first, *cast(list[Tensor], others)], shape
+    return _canonical(arguments)
+
+
+def gaussians(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None,
+    prior_logvar: TensorLike | None,
+) -> tuple[Sequence[Tensor | None], torch.Size]:
+    """The operands that are q and, unless it is N(0, I), p; and their common shape."""
+    if prior_mu is None and prior_logvar is None:
+        q, shape = tensor_arguments(mu=mu, logvar=logvar)
+        return (*q, None, None), shape
+    if prior_mu is None or prior_logvar is None:
+        missing = "prior_mu" if prior_mu is None else "prior_logvar"
+        raise ValueError(f"{missing} is None; want both prior_mu and prior_logvar, or neither")
+    return tensor_arguments(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+
+
+def log_prob_arguments(
+    x: TensorLike, mean: TensorLike, **scale: TensorLike
+) -> tuple[Sequence[Tensor | None], float, torch.Size]:
+    """The operands of a log-likelihood, the number that stands for its scale, their shape.
+
+    A number is not made a tensor, so that it is not rounded to a half type.
+    """
+    (value,) = scale.values()
+    if isinstance(value, int | float):
+        data, shape = tensor_arguments(x=x, mean=mean)
+        return (*data, None), float(value), shape
+    operands, shape = tensor_arguments(x=x, mean=mean, **scale)
+    return operands, 0.0, shape
+
+
+def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Size]:
+    given = ((name, value) for name, value in arguments.items() if isinstance(value, Tensor))
+    default = "the default", torch.empty((), dtype=torch.get_default_dtype())
+    first_name, first = next(given, default)
+    # PyTorch has no autocast for meta tensors, and an error for the question.
+    promotes = not first.is_meta and torch.is_autocast_enabled(first.device.type)
+    tensors: list[Tensor] = []
+    for name, value in arguments.items():
+        if isinstance(value, Real):
+            value = torch.full((), float(value), dtype=first.dtype, device=first.device)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; want a tensor or a number")
+        if value.dtype not in _DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise TypeError(f"{name} has dtype {value.dtype}; want one of {names}")
+        if value.dtype != first.dtype and not promotes:
+            raise TypeError(
+                f"{name} has dtype {value.dtype}, {first_name} has {first.dtype}; want one dtype"
+            )
+        if value.device != first.device:
+            raise ValueError(
+                f"{name} is on {value.device}, {first_name} on {first.device}; want one device"
+            )
+        tensors.append(value)
+    if promotes:
+        widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        tensors = [tensor.to(widest) for tensor in tensors]
+    try:
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+        if len(shape) > _MAX_BROADCAST_NDIM:
+            tensors = [tensor.expand(shape).contiguous() for tensor in tensors]
+        return tensors, shape
+    except RuntimeError:
+        shapes = ", ".join(
+            f"{name} {list(tensor.shape)}" for name, tensor in zip(arguments, tensors, strict=True)
+        )
+        raise ValueError(f"shapes do not broadcast: {shapes}") from None
+
+
+def check_sample_shape(sample_shape: Sequence[int]) -> torch.Size:
+    """`sample_shape` as a torch.Size."""
+    try:
+        size = torch.Size(sample_shape)
+    except TypeError:
+        raise TypeError(f"sample_shape is {sample_shape!r}; want a sequence of ints") from None
+    if any(n < 0 for n in size):
+        raise ValueError(f"sample_shape is {list(size)}; want no negative size")
+    return size

@@ -1,0 +1,369 @@
+"""The fused ops: sampling, KL divergence or log-ratio with it, and Gaussian log-likelihood.
+
+All values are in nats. In every op:
+
+- The last `event_ndim` dimensions are one event and are summed, as in
+  `torch.distributions.Independent`; by default all but the first; 0 gives elementwise values. Sums
+  of half types are float32.
+- `param` says what the second argument of a Gaussian is: "logvar" (ln sigma^2), "log_std", "std" or
+  "var".
+- `bound`, with `param="logvar"`: lv = `bound(logvar)` takes the place of `logvar`, in values and
+  gradients and in the same pass (see `Bound`). It is q's, or the likelihood's; a prior's
+  log-variance is taken as it is.
+- Tensors are float32, float64, bfloat16 or float16, of one dtype and device, and broadcast against
+  each other; Python numbers and 0-d tensors do too. Arithmetic is float32 (float64 for float64).
+  Under `torch.autocast` dtypes may differ, and the widest is taken; samples have that dtype.
+- Rows that are contiguous pieces (halves of a `chunk`, channels_last, expanded dimensions) are read
+  in place.
+- `seed` is an int64 tensor on the input's device, 0-d or one for each index along dimension 0, or
+  an int; by default it is drawn from `generator` or PyTorch's own. One seed gives the same noise on
+  every device, instruction set and number of threads. Inside `torch.compile(fullgraph=True)` no
+  generator can be given: pass `seed=draw_seed(generator)`, drawn outside.
+- Wrong dtypes raise TypeError, wrong shapes, devices and names ValueError. Values are not checked:
+  a negative std gives NaN.
+
+Where there are no kernels for a tensor's device, or under `use_backend("reference")`, the
+definition above each op computes the same in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .arguments import (
+    TensorLike,
+    check_bound,
+    check_param,
+    check_sample_shape,
+    event_dims,
+    gaussians,
+    log_prob_arguments,
+    tensor_arguments,
+)
+from .bounds import Bound
+from .declare import declare, loss_of
+from .elements import computed_in, standardize
+from .noise import make_seed
+from .op import Request
+
+__all__ = [
+    "gaussian_log_prob",
+    "gaussian_nll_loss",
+    "kl_divergence",
+    "log_sigma",
+    "rsample",
+    "rsample_kl",
+    "rsample_log_ratio",
+    "sigma",
+]
+
+
+# ---- What the second argument says ---------------------------------------------------------------
+
+
+def log_sigma(s: Tensor, param: str) -> Tensor:
+    """ln sigma of a Gaussian's second argument, float32 for half types."""
+    s = computed_in(s)
+    if param == "logvar":
+        return 0.5 * s
+    if param == "log_std":
+        return s
+    return torch.log(s) * (0.5 if param == "var" else 1.0)
+
+
+def sigma(s: Tensor, param: str) -> Tensor:
+    """sigma of a Gaussian's second argument, float32 for half types; NaN below 0."""
+    s = computed_in(s)
+    if param == "std":
+        return torch.where(s < 0, math.nan, s)  # as its logarithm is
+    return torch.sqrt(s) if param == "var" else torch.exp(log_sigma(s, param))
+
+
+# ---- Sampling ------------------------------------------------------------------------------------
+
+
+def _sample(mu: Tensor, logvar: Tensor, *, eps: Tensor, param: str) -> Tensor:
+    """z = mu + sigma eps"""
+    return mu + sigma(logvar, param) * eps
+
+
+@declare(_sample)
+def rsample(
+    mu: TensorLike,
+    logvar: TensorLike,
+    *,
+    param: str = "logvar",
+    bound: Bound | None = None,
+    sample_shape: Sequence[int] = (),
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> Request:
+    """Draws z = mu + sigma eps, eps ~ N(0, I), differentiably (Kingma & Welling 2014, section 2.4).
+
+    Args:
+        mu, logvar: the Gaussian; see the module's documentation for `param` and `bound`.
+        sample_shape: dimensions put in front, one independent sample each. More samples extend the
+            noise and never change the first ones.
+        seed, generator: where the noise comes from; at most one of them.
+
+    Returns:
+        z of shape `sample_shape + mu.shape` and of mu's dtype.
+
+    Example:
+        >>> z = fastvae.rsample(torch.zeros(128, 20), torch.zeros(128, 20))
+    """
+    operands, shape = tensor_arguments(mu=mu, logvar=logvar)
+    return operands, {
+        "seed": make_seed(seed, generator, operands[0], shape),
+        "param": check_param(param),
+        "packed_dim": -1,
+        "sample_shape": check_sample_shape(sample_shape),
+        "bound": check_bound(bound, param),
+    }
+
+
+# ---- KL divergence -------------------------------------------------------------------------------
+
+
+def _exp_tail(t: Tensor) -> Tensor:
+    """e^t - 1 - t, to full relative precision near 0."""
+    r = t.clamp(-0.5, 0.5)
+    series = torch.zeros_like(r)
+    for k in range(16, 1, -1):  # 1/2! + r/3! + ... + r^14/16!, by Horner's rule
+        series = series * r + 1 / math.factorial(k)
+    upper = t.clamp(max=torch.finfo(t.dtype).max)  # inf - inf is not meant
+    return torch.where(t.abs() < 0.5, r * r * series, torch.expm1(t) - upper)
+
+
+def _kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    *,
+    param: str,
+) -> Tensor:
+    """1/2 (e^{2d} - 1 - 2d + w^2), d = h_q - h_p, w = (mu_q - mu_p) / sigma_p"""
+    if prior_mu is None or prior_logvar is None:
+        return 0.5 * (mu * mu + _exp_tail(2 * log_sigma(logvar, param)))
+    log_sigma_p = log_sigma(prior_logvar, param)
+    w = standardize(mu - prior_mu, log_sigma_p)
+    return 0.5 * (_exp_tail(2 * (log_sigma(logvar, param) - log_sigma_p)) + w * w)
+
+
+@declare(_kl)
+def kl_divergence(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None = None,
+    prior_logvar: TensorLike | None = None,
+    *,
+    param: str = "logvar",
+    bound: Bound | None = None,
+    event_ndim: int | None = None,
+) -> Request:
+    """KL(q || p) between diagonal Gaussians, p = N(0, I) unless given.
+
+    With lv = ln sigma^2, d = lv_q - lv_p, the sum over an event of
+
+        1/2 (mu^2 + (e^lv - 1 - lv))                          to N(0, I)
+        1/2 ((e^d - 1 - d) + (mu_q - mu_p)^2 e^{-lv_p})       to N(mu_p, e^{lv_p})
+
+    Relative accuracy holds through posterior collapse (q -> p), and the result is never negative.
+
+    Args:
+        mu, logvar: q; `bound` is of its log-variance.
+        prior_mu, prior_logvar: p, both or neither; read by the same `param`.
+        event_ndim: how many trailing dimensions are summed; default all but the first.
+
+    Returns:
+        Nats, of shape `mu.shape[:-event_ndim]`.
+    """
+    operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    return operands, {
+        "param": check_param(param),
+        "packed_dim": -1,
+        "event_ndim": event_dims(event_ndim, len(shape)),
+        "bound": check_bound(bound, param),
+    }
+
+
+# ---- Sampling with KL, or with the log-ratio, in one pass ----------------------------------------
+
+
+def _sample_and_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    *,
+    eps: Tensor,
+    param: str,
+) -> tuple[Tensor, Tensor]:
+    z = _sample(mu, logvar, eps=eps, param=param)
+    return z, _kl(mu, logvar, prior_mu, prior_logvar, param=param)
+
+
+@declare(_sample_and_kl)
+def rsample_kl(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None = None,
+    prior_logvar: TensorLike | None = None,
+    *,
+    param: str = "logvar",
+    bound: Bound | None = None,
+    event_ndim: int | None = None,
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> Request:
+    """`rsample(mu, logvar)` and `kl_divergence(mu, logvar, prior_mu, prior_logvar)` in one pass.
+
+    The whole of what stands between encoder and decoder: two tensors are read and one is written,
+    and backward draws the noise again instead of having stored it.
+
+    Returns:
+        z of q's broadcast shape and dtype, and the KL divergence in nats.
+
+    Example:
+        >>> z, kl = fastvae.rsample_kl(*encoder(x).chunk(2, dim=1))
+        >>> loss = (kl - fastvae.gaussian_log_prob(x, decoder(z))).mean()
+    """
+    operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    return operands, {
+        "seed": make_seed(seed, generator, operands[0], shape),
+        "param": check_param(param),
+        "packed_dim": -1,
+        "event_ndim": event_dims(event_ndim, len(shape)),
+        "bound": check_bound(bound, param),
+    }
+
+
+def _sample_and_log_ratio(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    *,
+    eps: Tensor,
+    param: str,
+    path_derivative: bool,
+) -> tuple[Tensor, Tensor]:
+    """ln p(z) - ln q(z) = h_q - h_p + 1/2 (eps^2 - w^2), w = (z - mu_p) / sigma_p"""
+    h, step = log_sigma(logvar, param), sigma(logvar, param) * eps
+    z = mu + step
+    if prior_mu is None or prior_logvar is None:
+        h_p, w = torch.zeros_like(h), z
+    else:
+        h_p = log_sigma(prior_logvar, param)
+        w = standardize(mu - prior_mu + step, h_p)
+    if path_derivative:  # (z - mu) / sigma of a z that moves, while mu and sigma do not
+        h = h.detach()
+        eps = eps + standardize(z - z.detach(), h)
+    # A tensor of its own: as with the op, no gradient of the ratio passes through the z returned.
+    return z.view_as(z), h - h_p + 0.5 * (eps - w) * (eps + w)
+
+
+@declare(_sample_and_log_ratio)
+def rsample_log_ratio(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None = None,
+    prior_logvar: TensorLike | None = None,
+    *,
+    param: str = "logvar",
+    bound: Bound | None = None,
+    sample_shape: Sequence[int] = (),
+    event_ndim: int | None = None,
+    path_derivative: bool = False,
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> Request:
+    """z ~ q and ln p(z) - ln q(z) in one pass, p = N(0, I) unless given: the latent part of the
+    log-weights of importance sampling and of the IWAE (Burda, Grosse & Salakhutdinov 2016), and
+    minus a sample of KL(q || p).
+
+    With z = mu + sigma eps and h = ln sigma, the sum over an event of
+
+        h_q - h_p + 1/2 (eps^2 - ((z - mu_p) / sigma_p)^2)
+
+    Args:
+        mu, logvar: q; `bound` is of its log-variance.
+        prior_mu, prior_logvar: p, both or neither; read by the same `param`.
+        sample_shape: dimensions put in front, as in `rsample`: K samples are `(K,)`.
+        event_ndim: how many trailing dimensions of q are summed; default all but the first.
+        path_derivative: in the gradient, take q's parameters in ln q(z) as constants, so that it
+            reaches them through z alone (Roeder, Wu & Duvenaud 2017). Values do not change. What
+            is left out, the score, has mean 0.
+        seed, generator: where the noise comes from; at most one of them.
+
+    Returns:
+        z of shape `sample_shape + mu.shape` and of q's dtype, the one of `rsample`; and nats, of
+        shape `sample_shape + mu.shape[:-event_ndim]`, of z as it was before its rounding to a half
+        type.
+
+    Example:
+        >>> z, log_ratio = fastvae.rsample_log_ratio(mu, logvar, sample_shape=(50,))
+        >>> log_w = log_ratio + fastvae.gaussian_log_prob(x, decoder(z), event_ndim=1)
+        >>> loss = -log_w.logsumexp(0).mean()
+    """
+    operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    return operands, {
+        "seed": make_seed(seed, generator, operands[0], shape),
+        "param": check_param(param),
+        "packed_dim": -1,
+        "event_ndim": event_dims(event_ndim, len(shape)),
+        "sample_shape": check_sample_shape(sample_shape),
+        "path_derivative": bool(path_derivative),
+        "bound": check_bound(bound, param),
+    }
+
+
+# ---- Log-likelihood ------------------------------------------------------------------------------
+
+
+def _log_prob(x: Tensor, mean: Tensor, logvar: Tensor, *, param: str) -> Tensor:
+    """-1/2 w^2 - h - 1/2 ln 2 pi, w = (x - mean) / sigma"""
+    h = log_sigma(logvar, param)
+    w = standardize(x - mean, h)
+    return -0.5 * w * w - h - 0.5 * math.log(2 * math.pi)
+
+
+@declare(_log_prob)
+def gaussian_log_prob(
+    x: TensorLike,
+    mean: TensorLike,
+    logvar: TensorLike = 0.0,
+    *,
+    param: str = "logvar",
+    bound: Bound | None = None,
+    event_ndim: int | None = None,
+) -> Request:
+    """log N(x; mean, sigma^2) = -1/2 ((x - mean)^2 e^{-lv} + lv + ln 2 pi), summed over an event.
+
+    Args:
+        x, mean: the data and the decoder's output.
+        logvar: a number, a learned scalar, or any tensor that broadcasts (per channel, per pixel):
+            its gradient is reduced to its shape. Read by `param`: a fixed sigma of 0.1 is
+            `gaussian_log_prob(x, mean, 0.1, param="std")`.
+        bound: of `logvar`, such as the floor without which a pixel that is fitted exactly drives it
+            to minus infinity.
+        event_ndim: how many trailing dimensions are summed; default all but the first.
+
+    Returns:
+        Nats, of shape `mean.shape[:-event_ndim]`.
+    """
+    operands, scale, shape = log_prob_arguments(x, mean, logvar=logvar)
+    return operands, {
+        "scale": scale,
+        "param": check_param(param),
+        "event_ndim": event_dims(event_ndim, len(shape)),
+        "bound": check_bound(bound, param),
+    }
+
+
+gaussian_nll_loss = loss_of(gaussian_log_prob)

@@ -1,0 +1,1 @@
+"""`python -m fastvae train`: the command and all that it needs."""

@@ -1,0 +1,219 @@
+"""`Settings`: what `python -m fastvae train` can be told, and the model that it means."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..models import likelihoods, objectives, penalties, priors
+from ..models.cholesky import CholeskyGaussian
+from ..models.vae import VAE
+from ..ops.bounds import Bound
+from .data import DIGITS
+
+__all__ = [
+    "LIKELIHOODS",
+    "LR_SCHEDULES",
+    "OBJECTIVES",
+    "POSTERIORS",
+    "PRIORS",
+    "SIGMAS",
+    "Settings",
+    "annealing",
+    "build_model",
+    "lr_schedule",
+]
+
+LIKELIHOODS = (
+    "gaussian",
+    "laplace",
+    "bernoulli",
+    "continuous-bernoulli",
+    "logistic",
+    "logistic-mixture",
+    "categorical",
+)
+SIGMAS = ("learned", "channel", "pixel", "decoder", "optimal")
+OBJECTIVES = ("elbo", "stl", "iwae", "dreg")
+PRIORS = ("standard", "learned", "mixture", "vamp")
+POSTERIORS = ("diagonal", "full")
+LR_SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that decides a run's numbers; kept in its checkpoint.
+
+    Raises:
+        ValueError: settings that do not go together.
+    """
+
+    data: str = DIGITS
+    epochs: int = 100
+    latent_dim: int = 6
+    hidden: int = 256
+    layers: int = 3
+    likelihood: str = "gaussian"
+    sigma: float | str = 0.2
+    min_sigma: float = 0.01
+    bins: int = 256
+    prior: str = "standard"
+    components: int = 20
+    posterior: str = "diagonal"
+    objective: str = "elbo"
+    samples: int = 1
+    beta: float = 1.0
+    warmup: int = 0
+    cycles: int = 1
+    capacity: float | None = None
+    free_bits: float = 0.0
+    batch_size: int = 64
+    lr: float = 1e-3
+    lr_schedule: str = "constant"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        weighted = self.beta != 1 or self.warmup or self.capacity is not None or self.free_bits
+        if self.objective != "elbo" and weighted:
+            raise ValueError(
+                f"objective {self.objective} has no weighted KL; want no beta, warm-up, capacity "
+                "or free bits with it"
+            )
+        if self.capacity is not None and self.free_bits:
+            raise ValueError("capacity and free bits are both given; want one of them")
+        exact = self.posterior == "diagonal" and self.prior in ("standard", "learned")
+        if self.free_bits and not exact:
+            raise ValueError(
+                "free bits need the KL of each latent dimension; want a diagonal posterior, and a "
+                "standard or learned prior"
+            )
+        if isinstance(self.sigma, str):
+            names = {"gaussian": SIGMAS, "laplace": ("learned",)}.get(self.likelihood, ())
+            if self.sigma not in names:
+                others = f" or one of {', '.join(names)}" if names else ""
+                raise ValueError(
+                    f"sigma is {self.sigma}, likelihood {self.likelihood}; want a number{others}"
+                )
+        if self.cycles > 1 and not self.warmup:
+            raise ValueError("cycles are given without a warm-up; want the epochs of one ramp too")
+
+
+def build_model(x: Tensor, settings: Settings) -> VAE:
+    """A VAE of two multilayer perceptrons.
+
+    Smooth activations: at the kinks of ReLU, the rounding differences between backends, instruction
+    sets or devices grow until the loss curves part.
+
+    Args:
+        x: the training data, [N, ...]; only its shape counts, but for a VampPrior, whose
+            pseudo-inputs are at first the first examples.
+    """
+    shape, latent = x.shape[1:], settings.latent_dim
+    full = settings.posterior == "full"
+    params = latent * (latent + 3) // 2 if full else 2 * latent
+    hidden = [settings.hidden] * settings.layers
+    likelihood = _likelihood(shape, settings)
+    outputs = likelihood.outputs
+    model = VAE(
+        nn.Sequential(nn.Flatten(), *_layers([shape.numel(), *hidden, params])),
+        nn.Sequential(
+            *_layers([latent, *hidden, outputs * shape.numel()]),
+            nn.Unflatten(1, (outputs * shape[0], *shape[1:])),
+        ),
+        latent_shape=latent,
+        likelihood=likelihood,
+        objective=_objective(settings),
+        posterior=CholeskyGaussian.from_params if full else None,
+    )
+    if settings.prior == "learned":
+        model.prior = priors.LearnedGaussianPrior(latent)
+    elif settings.prior == "mixture":
+        model.prior = priors.MixturePrior(settings.components, latent)
+    elif settings.prior == "vamp":
+        model.prior = priors.VampPrior(model.encode, x[: settings.components])
+    return model
+
+
+def _layers(sizes: list[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+    return layers[:-1]
+
+
+def _likelihood(shape: tuple[int, ...], settings: Settings) -> likelihoods.Likelihood:
+    sigma, bins = settings.sigma, settings.bins
+    if settings.likelihood == "gaussian" and not isinstance(sigma, str):
+        return likelihoods.Gaussian(sigma)
+    floor = Bound(2 * math.log(settings.min_sigma), math.inf, "soft")
+    kinds: dict[str, Callable[[], likelihoods.Likelihood]] = {
+        "learned": lambda: likelihoods.LearnedGaussian(bound=floor),
+        "channel": lambda: likelihoods.LearnedGaussian(
+            (shape[0], *(1,) * (len(shape) - 1)), bound=floor
+        ),
+        "pixel": lambda: likelihoods.LearnedGaussian(shape, bound=floor),
+        "decoder": lambda: likelihoods.HeteroscedasticGaussian(floor),
+        "optimal": lambda: likelihoods.OptimalGaussian(bound=floor),
+        "laplace": lambda: (
+            likelihoods.Laplace(learned=True)
+            if isinstance(sigma, str)
+            else likelihoods.Laplace(sigma)
+        ),
+        "bernoulli": likelihoods.Bernoulli,
+        "continuous-bernoulli": likelihoods.ContinuousBernoulli,
+        "logistic": lambda: likelihoods.DiscretizedLogistic(bins),
+        "logistic-mixture": lambda: likelihoods.DiscretizedLogisticMixture(5, bins),
+        "categorical": lambda: likelihoods.Categorical(bins),
+    }
+    return kinds[str(sigma) if settings.likelihood == "gaussian" else settings.likelihood]()
+
+
+def _objective(settings: Settings) -> objectives.Objective:
+    samples = settings.samples
+    if settings.objective == "stl":
+        return objectives.StickingTheLanding(samples)
+    if settings.objective == "iwae":
+        return objectives.IWAE(samples)
+    if settings.objective == "dreg":
+        return objectives.DReG(samples)
+    penalty: penalties.Penalty = penalties.Beta(settings.beta)
+    if settings.capacity is not None:
+        penalty = penalties.Capacity(settings.capacity, gamma=settings.beta)
+    elif settings.free_bits:
+        penalty = penalties.FreeBits(settings.free_bits, beta=settings.beta)
+    return objectives.ELBO(penalty, samples)
+
+
+def annealing(settings: Settings, steps: int) -> tuple[str, Callable[[int], float]] | None:
+    """Which attribute of the penalty changes while training, and its value in a step.
+
+    Args:
+        steps: of an epoch.
+    """
+    if not settings.warmup:
+        return None
+    name = "beta" if settings.capacity is None else "capacity"
+    end = settings.beta if settings.capacity is None else settings.capacity
+    ramp = settings.warmup * steps
+    if settings.cycles == 1:
+        return name, penalties.Linear(end, ramp)
+    return name, penalties.Cyclical(end, period=2 * ramp, cycles=settings.cycles)
+
+
+def lr_schedule(settings: Settings, steps: int) -> Callable[[int], float]:
+    """The factor of the learning rate in a step: 1, or from 1 to 0 along half a cosine over all
+    epochs (Loshchilov & Hutter 2017, "SGDR").
+
+    It follows from the number of the step alone. A run that is resumed with more epochs goes on at
+    the point of the longer cosine where it stands.
+
+    Args:
+        steps: of an epoch.
+    """
+    if settings.lr_schedule == "constant":
+        return lambda step: 1.0
+    return lambda step: 0.5 * (1 + math.cos(math.pi * step / (settings.epochs * steps)))
