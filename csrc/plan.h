@@ -41,7 +41,8 @@ struct Step {
                           // loop's bound
 };
 
-// How s = ln sigma^2 is kept between two numbers (fastvae/bounds.py), in the order of its kinds.
+// How s = ln sigma^2 is kept between two numbers (fastvae/ops/bounds.py), in the order of its
+// kinds.
 enum class Bounding : int { hard, soft, straight_through, none };
 
 // How the second argument s of a Gaussian is read: ln sigma = factor * s, or factor * ln s.

@@ -1,4 +1,4 @@
-"""The elementary functions of csrc/math.h keep the error bounds that are written there."""
+"""The elementary functions of csrc/formulas/math.h keep the error bounds that are written there."""
 
 from __future__ import annotations
 

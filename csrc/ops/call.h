@@ -20,12 +20,10 @@
 
 #include "../dims.h"
 #include "../plan.h"
-#include "declaration.h"
+#include "run.h"
 
 namespace fastvae {
 
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 using OptionalBound = std::optional<std::vector<double>>;
 using Gradients = InlineVector<Tensor, kMaxOutputs>;
 

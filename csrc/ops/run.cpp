@@ -1,5 +1,3 @@
-#include "run.h"
-
 #include "call.h"
 
 namespace fastvae {

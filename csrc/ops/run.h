@@ -8,6 +8,11 @@
 
 #include "declaration.h"
 
+// Its name in torch 2.11.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace fastvae {
 
 using torch::stable::Tensor;
