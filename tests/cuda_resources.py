@@ -142,7 +142,9 @@ class Kernel:
         size = SIZES[self.dtype]
         slow = STEPS[self.step].slow or (self.bounded and size == 2)
         small = operands <= 3 and size < 8 and not slow
-        return 1 if size == 2 and operands > 8 else 3 if small else 2
+        all_at_once = value and self.sums == "none" and outputs > 1
+        many = size == 2 and (operands > 8 or all_at_once)
+        return 1 if many else 3 if small else 2
 
     @property
     def in_memory(self) -> int:

@@ -170,21 +170,23 @@ struct OpNode : Node {
     seed_.reset_data();
   }
 
+  template <class T>
+  static void collect(torch::dynamo::autograd::CompiledNodeArgs& args, const T& value) {
+    if constexpr (std::is_same_v<T, Dims>)
+      args.collect(std::vector<int64_t>(value.begin(), value.end()));
+    else if constexpr (std::is_same_v<T, OptionalBound>)
+      for (double number : value.value_or(std::vector<double>())) args.collect(number);
+    else
+      args.collect(value);
+  }
+
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     args.collect(name());
     for (const SavedVariable& operand : operand_) args.collect(operand, false);
     args.collect(seed_, false);
-    for (int64_t setting : {arguments_.param, arguments_.packed_dim, arguments_.bins,
-                            arguments_.event_ndim, int64_t(arguments_.path_derivative)})
-      args.collect(setting);
-    for (double setting :
-         {arguments_.number, arguments_.low, arguments_.high, arguments_.grad_value})
-      args.collect(setting);
-    args.collect(
-        std::vector<int64_t>(arguments_.sample_shape.begin(), arguments_.sample_shape.end()));
-    args.collect(bool(arguments_.bound));
-    if (arguments_.bound)
-      for (double number : *arguments_.bound) args.collect(number);
+    args.collect(arguments_.grad_value);
+    for_each_setting(declaration(), Direction::forward, arguments_,
+                     [&](const char*, const auto& value) { collect(args, value); });
   }
 
   TensorList apply_with_saved(const TensorList& grads,

@@ -44,9 +44,11 @@ struct Variant {
   static constexpr int kOperands =
       I + kStep.outputs + int(kStep.value && kSums == Sums::none) + int(kSums == Sums::columns);
   static constexpr bool kSlow = kStep.slow || (kBounded_ && sizeof(T) == 2);
-  static constexpr int kBlocksAtOnce = sizeof(T) == 2 && kOperands > 8             ? 1
-                                       : kOperands <= 3 && sizeof(T) < 8 && !kSlow ? 3
-                                                                                   : 2;
+  // A value of its own for each element, beside their gradients.
+  static constexpr bool kAllAtOnce = kStep.value && kSums == Sums::none && kStep.outputs > 1;
+  static constexpr int kBlocksAtOnce = sizeof(T) == 2 && (kOperands > 8 || kAllAtOnce) ? 1
+                                       : kOperands <= 3 && sizeof(T) < 8 && !kSlow     ? 3
+                                                                                       : 2;
   // Elements after the last wide access go one by one.
   static constexpr bool kHasRest = N > 1 && !kStep.noise;
 };
@@ -347,10 +349,14 @@ cudaError_t launch(Sums sums, const Plan& plan, const Cut& cut, cudaStream_t str
 }
 
 template <class T, class... S>
-constexpr CudaLaunch kLaunches[] = {launch<S, T>...};
+struct Launches {
+  static constexpr CudaLaunch kAll[] = {launch<S, T>...};
+};
 template <class T, class... S>
 constexpr CudaColumn make_column(List<S...>) {
-  return {kLaunches<T, S...>};
+  CudaColumn column{};  // nvcc 13 makes no aggregate of a pointer in a return statement
+  column.launch = Launches<T, S...>::kAll;
+  return column;
 }
 
 }  // namespace fastvae

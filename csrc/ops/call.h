@@ -24,7 +24,6 @@
 
 namespace fastvae {
 
-using OptionalBound = std::optional<std::vector<double>>;
 using Gradients = InlineVector<Tensor, kMaxOutputs>;
 
 class Call {

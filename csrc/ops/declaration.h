@@ -1,11 +1,8 @@
 // What an op's signature and its steps say together, as one table of plain data for all ops. No
 // torch.
 //
-// Every operator takes its arguments in one order, those that its declaration names:
-//
-//   the upstream gradients of z and of the value (in `_backward` and `_with_grad`), the operands,
-//   the number, seed, param, packed_dim, bins, low, high, event_ndim, sample_shape,
-//   path_derivative, needs (where gradients are returned), bound
+// Every operator takes its arguments in one order: the upstream gradients of z and of the value (in
+// `_backward` and `_with_grad`), the operands, the seed, and the settings of for_each_setting().
 #pragma once
 
 #include <array>
@@ -41,6 +38,10 @@ struct Declaration {
   std::array<Variant, 2> variants{};  // by ascending number of operands
 
   constexpr bool sums() const { return signature.value; }
+  // Whether operand `k` may be left out.
+  constexpr bool is_optional(int k) const {
+    return signature.gaussians ? k > 0 : signature.number && k == operands - 1;
+  }
   constexpr bool has_loss() const { return variants[0].with_gradient.index >= 0; }
   const Variant& variant(int given) const {
     return variants[1].operands == given ? variants[1] : variants[0];
@@ -49,6 +50,8 @@ struct Declaration {
 
 enum class Direction { forward, backward, with_gradient };
 constexpr int kDirections = 3;
+
+using OptionalBound = std::optional<std::vector<double>>;
 
 // A call's arguments that are no tensors.
 struct Arguments {
@@ -61,8 +64,26 @@ struct Arguments {
   bool path_derivative = false;
   double grad_value = 0;  // of every row, where no tensor says
   int64_t needs = 0;      // bit i: the gradient of operand i is wanted
-  std::optional<std::vector<double>> bound;
+  OptionalBound bound;
 };
+
+// Calls f(name, value) for each setting that an op takes, in their order.
+template <class A, class F>  // A: Arguments, const or not
+void for_each_setting(const Declaration& op, Direction direction, A& a, const F& f) {
+  if (op.signature.number) f(op.signature.number, a.number);
+  if (op.scale_form) f("param", a.param);
+  if (op.signature.gaussians) f("packed_dim", a.packed_dim);
+  if (op.signature.levels) {
+    f("bins", a.bins);
+    f("low", a.low);
+    f("high", a.high);
+  }
+  if (op.sums()) f("event_ndim", a.event_ndim);
+  if (op.signature.samples) f("sample_shape", a.sample_shape);
+  if (op.path) f("path_derivative", a.path_derivative);
+  if (direction != Direction::forward) f("needs", a.needs);
+  if (op.scale_form) f("bound", a.bound);
+}
 
 // ---- From the formulas --------------------------------------------------------------------------
 

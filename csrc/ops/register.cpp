@@ -22,29 +22,31 @@ std::string list(const std::vector<std::string>& items) {
   return text;
 }
 
+std::string type(double) { return "float"; }
+std::string type(int64_t) { return "int"; }
+std::string type(bool) { return "bool"; }
+std::string type(const Dims&) { return "int[]"; }
+std::string type(const OptionalBound&) { return "float[]?"; }
+
+// Whether the upstream gradient of one output may be missing: where there are two.
+bool may_lack_gradients(const Declaration& op) { return op.z && op.sums(); }
+
 std::string schema(int index, Direction direction) {
   const Declaration& op = kDeclarations[index];
-  const Signature& s = op.signature;
   const bool forward = direction == Direction::forward;
-  const bool both = op.z && op.sums();  // then either gradient may be missing
   std::vector<std::string> in, out;
-  if (!forward && op.z) in.push_back(both ? "Tensor? grad_z" : "Tensor grad_z");
+  const auto tensor = [&](bool optional, const std::string& name) {
+    in.push_back((optional ? "Tensor? " : "Tensor ") + name);
+  };
+  if (!forward && op.z) tensor(may_lack_gradients(op), "grad_z");
   if (!forward && op.sums())
-    in.push_back((both ? "Tensor? grad_" : "Tensor grad_") + std::string(s.value));
-  for (int k = 0; k < op.operands; ++k) {
-    const bool optional = s.gaussians ? k > 0 : s.number && k == op.operands - 1;
-    in.push_back((optional ? "Tensor? " : "Tensor ") + std::string(s.operands[k]));
-  }
-  if (s.number) in.push_back("float " + std::string(s.number));
-  if (op.noise) in.push_back("Tensor seed");
-  if (op.scale_form) in.push_back("int param");
-  if (s.gaussians) in.push_back("int packed_dim");
-  if (s.levels) in.insert(in.end(), {"int bins", "float low", "float high"});
-  if (op.sums()) in.push_back("int event_ndim");
-  if (s.samples) in.push_back("int[] sample_shape");
-  if (op.path) in.push_back("bool path_derivative");
-  if (!forward) in.push_back("int needs");
-  if (op.scale_form) in.push_back("float[]? bound=None");
+    tensor(may_lack_gradients(op), std::string("grad_") + op.signature.value);
+  for (int k = 0; k < op.operands; ++k) tensor(op.is_optional(k), op.signature.operands[k]);
+  if (op.noise) tensor(false, "seed");
+  const Arguments arguments;
+  for_each_setting(op, direction, arguments, [&](const std::string& name, const auto& value) {
+    in.push_back(type(value) + " " + name + (name == "bound" ? "=None" : ""));
+  });
   if (forward && op.z) out.push_back("Tensor");
   if (direction != Direction::backward && op.sums()) out.push_back("Tensor");
   if (!forward) out.insert(out.end(), size_t(op.operands), "Tensor");
@@ -57,8 +59,19 @@ class Stack {
  public:
   explicit Stack(StableIValue* stack) : next_(stack) {}
   template <class T>
-  T take() {
-    return torch::stable::detail::to<T>(*next_++);
+  void take(T& value) {
+    value = torch::stable::detail::to<T>(*next_++);
+  }
+  void take(Dims& dims) {
+    std::vector<int64_t> values;
+    take(values);
+    dims = to_dims(values);
+  }
+  void take(OptionalTensor& tensor, bool optional) {
+    if (optional) return take(tensor);
+    Tensor given;
+    take(given);
+    tensor = given;
   }
 
  private:
@@ -66,31 +79,13 @@ class Stack {
 };
 
 void take_arguments(Stack stack, const Declaration& op, Direction direction, Tensors& tensors,
-                    Arguments& a) {
-  const Signature& s = op.signature;
+                    Arguments& arguments) {
   const bool forward = direction == Direction::forward;
-  const auto tensor = [&](bool optional) -> OptionalTensor {
-    return optional ? stack.take<OptionalTensor>() : stack.take<Tensor>();
-  };
-  const bool both = op.z && op.sums();
-  if (!forward && op.z) tensors.grad_z = tensor(both);
-  if (!forward && op.sums()) tensors.grad_value = tensor(both);
-  for (int k = 0; k < op.operands; ++k)
-    tensors.operand[k] = tensor(s.gaussians ? k > 0 : s.number && k == op.operands - 1);
-  if (s.number) a.number = stack.take<double>();
-  if (op.noise) tensors.seed = stack.take<Tensor>();
-  if (op.scale_form) a.param = stack.take<int64_t>();
-  if (s.gaussians) a.packed_dim = stack.take<int64_t>();
-  if (s.levels) {
-    a.bins = stack.take<int64_t>();
-    a.low = stack.take<double>();
-    a.high = stack.take<double>();
-  }
-  if (op.sums()) a.event_ndim = stack.take<int64_t>();
-  if (s.samples) a.sample_shape = to_dims(stack.take<std::vector<int64_t>>());
-  if (op.path) a.path_derivative = stack.take<bool>();
-  if (!forward) a.needs = stack.take<int64_t>();
-  if (op.scale_form) a.bound = stack.take<std::optional<std::vector<double>>>();
+  if (!forward && op.z) stack.take(tensors.grad_z, may_lack_gradients(op));
+  if (!forward && op.sums()) stack.take(tensors.grad_value, may_lack_gradients(op));
+  for (int k = 0; k < op.operands; ++k) stack.take(tensors.operand[k], op.is_optional(k));
+  if (op.noise) stack.take(tensors.seed, false);
+  for_each_setting(op, direction, arguments, [&](const char*, auto& value) { stack.take(value); });
 }
 
 // The same function serves every device; Call chooses the kernel.
