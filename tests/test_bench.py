@@ -288,6 +288,32 @@ def test_a_turn_begins_untimed() -> None:
     assert len(found["A"]) == 2
 
 
+def test_a_call_between_passes_is_timed_alone() -> None:
+    calls: list[str] = []
+
+    def clock(function: Any, calls_of: Any) -> float:
+        calls.append(f"timed {len(calls_of)}")
+        function(*calls_of[0])
+        return 2.0
+
+    timed = measure._after(lambda: calls.append("network"), clock)
+    assert timed(lambda k: calls.append(f"call {k}"), [(0,), (1,)]) == 4.0
+    assert calls == ["network", "timed 1", "call 0", "network", "timed 1", "call 1"]
+
+
+def test_an_idiom_is_held_to_itself() -> None:
+    """F.mse_loss is not the op, but must be F.mse_loss; sampling must sample."""
+    for name in peers.IDIOMS:
+        case = Case(OPS[name], Shape.parse("24x10"))
+        checked_program("idiom", case, make_inputs(case, 1 << 20))
+    case = Case(OPS["gaussian_nll_loss:sigma"], Shape.parse("24x10"))
+    inputs = make_inputs(case, 1 << 20)
+    program = make_program("idiom", case, inputs)
+    outputs, grads = program.results("forward+backward")
+    with pytest.raises(WrongResult):  # as the op it is wrong
+        check(case, inputs.sets[0][0], outputs, grads)
+
+
 def test_backward_is_timed_alone() -> None:
     log: list[Any] = []
     timed: list[str] = []

@@ -139,7 +139,9 @@ def main(arguments: argparse.Namespace) -> int:
         for name, reason in m.refused.items():
             print(f"not timed: {m.case}, {name}: {reason}", file=sys.stderr)
     if arguments.markdown:
-        write_text(arguments.markdown, report.markdown(found, wanted))
+        idioms = arguments.idioms and not arguments.peers
+        table = report.idioms_markdown(found) if idioms else report.markdown(found, wanted)
+        write_text(arguments.markdown, table)
         print(f"table    {arguments.markdown}")
     if arguments.figure:
         from . import figure  # only here: it needs matplotlib

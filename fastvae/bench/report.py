@@ -11,9 +11,9 @@ from fastvae.files import write_json
 
 from .cases import TARGETS, Case
 from .measure import Effort, Measurement
-from .peers import FUSED, LIMIT, TITLES
+from .peers import FLOOR, FUSED, IDIOM, IDIOMS, LIMIT, TITLES
 
-__all__ = ["FORMAT", "document", "heading", "line", "markdown", "save"]
+__all__ = ["FORMAT", "document", "heading", "idioms_markdown", "line", "markdown", "save"]
 
 FORMAT = "fastvae bench, 1"
 
@@ -150,6 +150,24 @@ def markdown(measurements: Sequence[Measurement], programs: Sequence[str]) -> st
         )
         lines.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def idioms_markdown(measurements: Sequence[Measurement]) -> str:
+    """How many times fastvae's time the strongest idiom takes, and two ATen ops, shape by shape."""
+    shapes = list(dict.fromkeys(found.case.shape.name for found in measurements))
+    heads = ["op", "in its place", "threads", *(name.replace("x", "×") for name in shapes)]
+    lines = [heads, ["---"] * len(heads)]
+    cells: dict[tuple[str, str, int], dict[str, str]] = {}
+    for found in measurements:
+        case = found.case
+        for peer in (IDIOM, FLOOR):
+            if peer in found.seconds and FUSED in found.seconds:
+                row = cells.setdefault((case.op.name, peer, case.threads), {})
+                row[case.shape.name] = f"{found.ratio(peer, FUSED).median:.2f}"
+    for (op, peer, threads), row in cells.items():
+        name = f"`{IDIOMS[op][0]}`" if peer == IDIOM else "a graph of two ATen ops"
+        lines.append([f"`{op}`", name, str(threads), *(row.get(s, "–") for s in shapes)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _ratio(found: Measurement, name: str) -> str:
