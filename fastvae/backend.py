@@ -181,11 +181,12 @@ def _advice(build: dict[str, Any] | None, devices: list[dict[str, str]]) -> list
         if "does not load" in _problem:
             return [f"the binary fits another torch or Python; {rebuild}"]
         return [f"install a C++20 compiler and Python's headers (g++, python3-dev), then {rebuild}"]
-    if not devices:
-        return []
-    if build["cuda_archs"] is None:
-        return [f"CUDA tensors take the reference path; install nvcc, then {rebuild}"]
-    return [
+    advice = []
+    if build["torch_built"] != torch.__version__:
+        advice.append(f"calls cost less with autograd's nodes for this torch; {rebuild}")
+    if devices and build["cuda_archs"] is None:
+        return [*advice, f"CUDA tensors take the reference path; install nvcc, then {rebuild}"]
+    return advice + [
         f"the binary has no code for {device['name']}; set TORCH_CUDA_ARCH_LIST="
         f"{device['capability']}, then {rebuild}"
         for device in devices

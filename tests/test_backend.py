@@ -51,6 +51,25 @@ def test_the_tests_test_the_kernels(device: torch.device) -> None:
     assert fastvae.rsample_kl(mu, mu)[0].grad_fn.name() == "RsampleKlBackward"
 
 
+def test_another_torch_than_it_was_built_for() -> None:
+    """The kernels run, the nodes do not, and `info` says so."""
+    code = """
+import torch
+torch.__version__ = "2.99.0"
+import fastvae
+mu = torch.zeros(2, 3, requires_grad=True)
+print(fastvae.rsample_kl(mu, mu)[0].grad_fn.name())
+info = fastvae.info()
+print(info["backend"], info["autograd"], *info["advice"], sep="\\n")
+"""
+    done = run(code, PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+    name, backend_name, autograd, advice = done.stdout.splitlines()
+    assert (name, backend_name) == ("RsampleKlBackward", "native")
+    assert autograd == f"Python nodes (built for torch {torch.__version__})"
+    assert advice.startswith("calls cost less with autograd's nodes for this torch; rebuild")
+
+
 # ---- use_backend ---------------------------------------------------------------------------------
 
 
@@ -185,6 +204,9 @@ def test_info_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.__version__ in text
 
 
+BUILT = {"torch_built": str(torch.__version__)}
+
+
 @pytest.mark.parametrize(
     ("capability", "archs", "runs"),
     [
@@ -200,7 +222,7 @@ def test_info_is_text(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_advice_about_architectures(capability: str, archs: list[str], runs: bool) -> None:
     devices = [{"name": "GPU", "capability": capability}]
-    advice = backend._advice({"cuda_archs": archs}, devices)
+    advice = backend._advice({**BUILT, "cuda_archs": archs}, devices)
     assert (advice == []) == runs
     if not runs:
         assert f"TORCH_CUDA_ARCH_LIST={capability}" in advice[0]
@@ -208,5 +230,5 @@ def test_advice_about_architectures(capability: str, archs: list[str], runs: boo
 
 def test_advice_about_a_binary_without_cuda() -> None:
     devices = [{"name": "GPU", "capability": "9.0"}]
-    assert "nvcc" in backend._advice({"cuda_archs": None}, devices)[0]
-    assert backend._advice({"cuda_archs": None}, []) == []
+    assert "nvcc" in backend._advice({**BUILT, "cuda_archs": None}, devices)[0]
+    assert backend._advice({**BUILT, "cuda_archs": None}, []) == []
