@@ -93,7 +93,9 @@ def test_programs_are_right(case: Case, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("op", [case.op for case in MEASURED if case.shape is SMALL[0]], ids=str)
+@pytest.mark.parametrize(
+    "op", [case.op for case in MEASURED if case.shape is SMALL[0]], ids=lambda op: op.name
+)
 def test_programs_are_right_in_other_types(op: Op, dtype: torch.dtype) -> None:
     case = Case(op, SMALL[0], dtype)
     for name in (FUSED, "eager", "distributions"):
