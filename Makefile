@@ -30,7 +30,7 @@ train: $(VENV)/train.done $(VENV)/build.done
 	$(BIN)/python -m fastvae train $(ARGS)
 
 test: $(VENV)/test.done $(VENV)/build.done
-	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q $(ARGS)
 
 bench: $(VENV)/bench.done $(VENV)/build.done
 	$(BIN)/python -m fastvae bench $(or $(ARGS),--output benchmarks/results --figure docs/bench.png)

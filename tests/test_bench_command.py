@@ -25,7 +25,7 @@ def bench(*options: object) -> int:
 def test_idioms(tmp_path: Path) -> None:
     """Each op that has one, beside it; between the passes of a network too."""
     files = ("--output", tmp_path / "results.json", "--markdown", tmp_path / "table.md")
-    options = ("--idioms", "--between", "--shapes", "8x8", "4x6")
+    options = ("--idioms", "--between", "--shapes", "8x8", "4x6", "--threads", "1")
     assert main(["bench", "--quick", *options, *map(str, files)]) == 0
     document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert document["effort"]["between"] is True
