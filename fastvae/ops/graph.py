@@ -36,11 +36,7 @@ def transformed() -> bool:
 
 def recording() -> bool:
     """Whether this backward pass will be differentiated, or is transformed."""
-    return (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    return torch.is_grad_enabled() or transformed()
 
 
 class Kernels:
