@@ -44,6 +44,9 @@ class Fused:
     def log_prob(self, x: Tensor, mean: Tensor) -> Tensor:
         return fastvae.gaussian_log_prob(x, mean, SIGMA, param="std")
 
+    def counts_loss(self, x: Tensor, mean: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
+        return fastvae.zero_inflated_negative_binomial_nll_loss(x, mean, theta, zero_logits)
+
 
 class Eager:
     """As users write them."""
@@ -56,6 +59,12 @@ class Eager:
 
     def log_prob(self, x: Tensor, mean: Tensor) -> Tensor:
         return self.formulas.gaussian_log_prob(x, mean)
+
+    def counts_loss(self, x: Tensor, mean: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
+        loss: Tensor = self.formulas.zero_inflated_negative_binomial_nll_loss(
+            x, mean, theta, zero_logits
+        )
+        return loss
 
 
 @dataclass
@@ -198,7 +207,55 @@ def hierarchical_vae(ops: Any) -> tuple[nn.Module, Tensor]:
     return HierarchicalVAE(ops, levels, width=64, latent=16), torch.rand(16, 3, 32, 32)
 
 
-MODELS = {"MLP": mlp_vae, "convolutional": conv_vae, "hierarchical": hierarchical_vae}
+class CountVAE(nn.Module):
+    """Zero-inflated counts, whose observed totals a softmax shares out among genes."""
+
+    def __init__(self, ops: Any, genes: int, hidden: int, latent: int) -> None:
+        super().__init__()
+        self.ops = ops
+        self.encoder = Network(*_layer(genes, hidden), nn.Linear(hidden, 2 * latent))
+        self.decoder = Network(*_layer(latent, hidden), nn.Linear(hidden, 2 * genes))
+        self.log_theta = nn.Parameter(torch.randn(genes))
+
+    def networks(self) -> list[nn.Module]:
+        return [self.encoder, self.decoder]
+
+    def regions(self) -> list[nn.Module]:
+        return [self]
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, kl = self.ops.rsample_kl(self.encoder(torch.log1p(x)))
+        shares, zero_logits = self.decoder(z).chunk(2, dim=1)
+        mean = x.sum(1, keepdim=True) * torch.softmax(shares, dim=1)
+        return kl.mean() + self.ops.counts_loss(x, mean, self.log_theta.exp(), zero_logits)
+
+
+def _layer(before: int, after: int) -> list[nn.Module]:
+    return [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
+
+
+def _count_vae(ops: Any, genes: int) -> tuple[nn.Module, Tensor]:
+    rate = torch.exp(torch.randn(genes) - 2 + 0.7 * torch.randn(128, genes))
+    return CountVAE(ops, genes, hidden=128, latent=10), torch.poisson(rate)
+
+
+def count_vae(ops: Any) -> tuple[nn.Module, Tensor]:
+    """Lopez et al. 2018: 2,000 genes, 128 hidden units, 10 latents; batch 128."""
+    return _count_vae(ops, 2000)
+
+
+def wide_count_vae(ops: Any) -> tuple[nn.Module, Tensor]:
+    """The same with 10,000 genes."""
+    return _count_vae(ops, 10_000)
+
+
+MODELS = {
+    "MLP": mlp_vae,
+    "convolutional": conv_vae,
+    "hierarchical": hierarchical_vae,
+    "counts": count_vae,
+    "counts-wide": wide_count_vae,
+}
 
 
 # ---- Steps ---------------------------------------------------------------------------------------

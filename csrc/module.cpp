@@ -55,7 +55,7 @@ py::dict build_info() {
   info["cuda_archs"] = py::none();
 #endif
 #if FASTVAE_X86
-  info["instruction_sets"] = split("baseline;avx2;avx512", ';');
+  info["instruction_sets"] = split("avx2;avx512", ';');
 #else
   info["instruction_sets"] = split("baseline", ';');
 #endif
@@ -78,7 +78,7 @@ py::tuple box_muller(uint32_t a, uint32_t b) {
 // The functions of math.h of every element, in the order of tests/test_math.py.
 template <class R>
 py::list elementary(const py::array_t<R, py::array::c_style>& t) {
-  constexpr int kFunctions = 7;
+  constexpr int kFunctions = 10;
   py::list out;
   R* to[kFunctions];
   for (R*& values : to) {
@@ -90,8 +90,16 @@ py::list elementary(const py::array_t<R, py::array::c_style>& t) {
     const R x = t.data()[i];
     const fastvae::Exp<R> e = fastvae::exp(x);
     const fastvae::Softplus<R> s = fastvae::softplus(x);
-    const R values[kFunctions] = {e.exp,   e.expm1,   e.tail,           fastvae::log(x),
-                                  s.value, s.sigmoid, fastvae::log1p(x)};
+    const R values[kFunctions] = {e.exp,
+                                  e.expm1,
+                                  e.tail,
+                                  fastvae::log(x),
+                                  s.value,
+                                  s.sigmoid,
+                                  fastvae::log1p(x),
+                                  fastvae::log_deviance(x, 1 + x),
+                                  fastvae::stirling(x, 1 / x),
+                                  fastvae::digamma_gap(x)};
     for (int k = 0; k < kFunctions; ++k) to[k][i] = values[k];
   }
   return out;
@@ -111,6 +119,6 @@ PYBIND11_MODULE(_C, m) {
       "The rows of the kernel tables: name, inputs, outputs, whether there is a value, slow.");
   m.def("_philox_words", &philox_words, "Philox4x32-10 of a counter and a key.");
   m.def("_box_muller", &box_muller, "Two words to two normals.");
-  m.def("_elementary_float", &elementary<float>, "The functions of math.h.");
-  m.def("_elementary_double", &elementary<double>, "The functions of math.h.");
+  m.def("_elementary_float", &elementary<float>, "The functions of math.h and gamma.h.");
+  m.def("_elementary_double", &elementary<double>, "The functions of math.h and gamma.h.");
 }

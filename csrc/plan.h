@@ -60,10 +60,18 @@ struct Levels {
   double first_end = 0, last_begin = 0;
 };
 
+// Of counts: whether their means and dispersions are given as logarithms, and whether the gradient
+// of the counts themselves is wanted, which takes time and nearly nobody does.
+struct Counts {
+  bool logarithmic = false;
+  bool data_gradient = false;
+};
+
 // What the formulas of a call are told beside its operands.
 struct Settings {
   ScaleForm scale;
   Levels levels;
+  Counts counts;
 };
 
 constexpr int kMaxDims = 6;

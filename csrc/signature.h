@@ -25,6 +25,9 @@ struct Signature {
   const char* number = nullptr;
   // Data are `bins` levels from `low` to `high`.
   bool levels = false;
+  // Data are counts, and the names that `param` has: their means and dispersions, or the
+  // logarithms.
+  const char* rates[2] = {};
 };
 
 }  // namespace fastvae

@@ -19,7 +19,10 @@ from .models.likelihoods import (
     Laplace,
     LearnedGaussian,
     Likelihood,
+    NegativeBinomial,
     OptimalGaussian,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
 )
 from .models.objectives import ELBO, IWAE, DReG, StickingTheLanding
 from .models.penalties import Beta, Capacity, Cyclical, FreeBits, Linear
@@ -50,9 +53,15 @@ from .ops import (
     kl_divergence,
     laplace_log_prob,
     laplace_nll_loss,
+    negative_binomial_log_prob,
+    negative_binomial_nll_loss,
+    poisson_log_prob,
+    poisson_nll_loss,
     rsample,
     rsample_kl,
     rsample_log_ratio,
+    zero_inflated_negative_binomial_log_prob,
+    zero_inflated_negative_binomial_nll_loss,
 )
 
 __all__ = [
@@ -81,12 +90,15 @@ __all__ = [
     "Likelihood",
     "Linear",
     "MixturePrior",
+    "NegativeBinomial",
     "NonFinite",
     "OptimalGaussian",
+    "Poisson",
     "Prior",
     "StandardNormal",
     "StickingTheLanding",
     "VampPrior",
+    "ZeroInflatedNegativeBinomial",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
     "categorical_log_prob",
@@ -106,6 +118,10 @@ __all__ = [
     "laplace_log_prob",
     "laplace_nll_loss",
     "log_weights",
+    "negative_binomial_log_prob",
+    "negative_binomial_nll_loss",
+    "poisson_log_prob",
+    "poisson_nll_loss",
     "prior_sampling",
     "reference",
     "report",
@@ -114,4 +130,6 @@ __all__ = [
     "rsample_log_ratio",
     "rsample_log_weight",
     "use_backend",
+    "zero_inflated_negative_binomial_log_prob",
+    "zero_inflated_negative_binomial_nll_loss",
 ]

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch  # before the binary, whose undefined symbols are torch's
 
-__all__ = ["HAS_BINARY", "HAS_CUDA", "info", "native_enabled", "use_backend"]
+__all__ = ["HAS_BINARY", "HAS_CPU", "HAS_CUDA", "info", "native_enabled", "use_backend"]
 
 _CHOICES = ("native", "reference")
 _VARIABLE = "FASTVAE_BACKEND"
@@ -49,10 +49,11 @@ def _choice(name: str, value: str, choices: tuple[str, ...] = _CHOICES) -> str:
 
 _wanted = _choice(_VARIABLE, os.environ.get(_VARIABLE) or "native")
 if capability := os.environ.get("FASTVAE_CPU_CAPABILITY"):  # read by the binary
-    _choice("FASTVAE_CPU_CAPABILITY", capability, ("avx512", "avx2", "baseline"))
+    _choice("FASTVAE_CPU_CAPABILITY", capability, ("avx512", "avx2", "baseline", "none"))
 _binary, _problem = _load_binary()
 _native = _binary is not None and _wanted == "native"
 HAS_BINARY = _binary is not None
+HAS_CPU: bool = _binary is not None and _binary.cpu_capability() != "none"
 HAS_CUDA: bool = _binary is not None and _binary.build_info()["cuda_archs"] is not None
 if _binary is None and _wanted == "native":
     warnings.warn(
@@ -67,6 +68,8 @@ def _load_nodes() -> tuple[Any, str]:
     """`fastvae._nodes`, and why: or None, and why Python's Functions take their place."""
     if _binary is None:
         return None, "no binary"
+    if not HAS_CPU:
+        return None, "no kernels for this processor"
     if os.environ.get("FASTVAE_NODES") == "0":
         return None, "FASTVAE_NODES=0"
     built = _binary.build_info()["torch_built"]
@@ -182,6 +185,8 @@ def _advice(build: dict[str, Any] | None, devices: list[dict[str, str]]) -> list
             return [f"the binary fits another torch or Python; {rebuild}"]
         return [f"install a C++20 compiler and Python's headers (g++, python3-dev), then {rebuild}"]
     advice = []
+    if not HAS_CPU:
+        advice.append("CPU tensors take the reference path; the kernels want a CPU with AVX2")
     if build["torch_built"] != torch.__version__:
         advice.append(f"calls cost less with autograd's nodes for this torch; {rebuild}")
     if devices and build["cuda_archs"] is None:

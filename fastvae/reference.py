@@ -11,6 +11,8 @@ With lv = ln sigma^2, element by element and then summed over the last `event_nd
 - KL(q || p) = 1/2 ((e^d - 1 - d) + (mu_q - mu_p)^2 e^{-lv_p}),  d = lv_q - lv_p
 - ln p(z) - ln q(z) = 1/2 (lv_q - lv_p + eps^2 - (z - mu_p)^2 e^{-lv_p})
 - log N(x; m, e^lv) = -1/2 ((x - m)^2 e^{-lv} + lv + ln 2 pi)
+- ln Poisson(x; m) = x ln m - m - ln x!
+- ln NB(x; m, t) = ln Gamma(x + t) - ln Gamma(t) - ln x! + t ln(t / (t + m)) + x ln(m / (t + m))
 
 With a `bound`, lv of q and of the likelihood is what `Bound.__call__` gives. eps is what
 `fastvae.ops.noise` says.
@@ -37,12 +39,18 @@ __all__ = [
     "laplace_log_prob",
     "laplace_nll_loss",
     "log_sigma",
+    "negative_binomial_log_prob",
+    "negative_binomial_nll_loss",
     "noise",
     "philox",
+    "poisson_log_prob",
+    "poisson_nll_loss",
     "rsample",
     "rsample_kl",
     "rsample_log_ratio",
     "sigma",
+    "zero_inflated_negative_binomial_log_prob",
+    "zero_inflated_negative_binomial_nll_loss",
 ]
 
 rsample = definition_of(ops.rsample)
@@ -59,3 +67,13 @@ laplace_log_prob = definition_of(ops.laplace_log_prob)
 laplace_nll_loss = definition_of(ops.laplace_nll_loss)
 discretized_logistic_log_prob = definition_of(ops.discretized_logistic_log_prob)
 discretized_logistic_nll_loss = definition_of(ops.discretized_logistic_nll_loss)
+poisson_log_prob = definition_of(ops.poisson_log_prob)
+poisson_nll_loss = definition_of(ops.poisson_nll_loss)
+negative_binomial_log_prob = definition_of(ops.negative_binomial_log_prob)
+negative_binomial_nll_loss = definition_of(ops.negative_binomial_nll_loss)
+zero_inflated_negative_binomial_log_prob = definition_of(
+    ops.zero_inflated_negative_binomial_log_prob
+)
+zero_inflated_negative_binomial_nll_loss = definition_of(
+    ops.zero_inflated_negative_binomial_nll_loss
+)

@@ -6,6 +6,7 @@ PYTHONPATH. The names:
 - cuda: the CUDA loops, compiled for the CPU (cuda_on_host), compute on CPU tensors
 - cuda_asan: the same under AddressSanitizer and UndefinedBehaviorSanitizer
 - cpu_asan: the CPU loops under these two
+- portable_asan: the CPU loop as it is where there is no instruction set of its own for it
 - cpu_tsan: the CPU loops under ThreadSanitizer, on std::thread (std_threads)
 """
 
@@ -58,7 +59,8 @@ CALLS = (
     *(f"csrc/ops/{path.name}" for path in sorted(ROOT.glob("csrc/ops/*.cpp"))),
     "csrc/cpu/dispatch.cpp",
 )
-CPU = ("csrc/cpu/baseline.cpp", *(f"csrc/cpu/{name}" for name in INSTRUCTIONS if X86))
+PORTABLE = ("csrc/cpu/baseline.cpp",)
+CPU = (*(f"csrc/cpu/{name}" for name in INSTRUCTIONS),) if X86 else PORTABLE
 CUDA = (*(f"csrc/cuda/{path.name}" for path in sorted(ROOT.glob("csrc/cuda/*.cu"))),)
 NO_CPU = "tests/cuda_on_host/no_cpu.cpp"
 PROGRAMS = ("barriers", "cuts", "far")
@@ -120,13 +122,13 @@ def _ninja() -> str:
         return target
 
     libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()]
-    for name in ("cuda", "cuda_asan", "cpu_asan", "cpu_tsan"):
+    for name in ("cuda", "cuda_asan", "cpu_asan", "cpu_tsan", "portable_asan"):
         device, _, sanitizer = name.partition("_")
         # What lies around the loops is the same on both devices: one of them checks it.
-        around = "" if device == "cuda" else sanitizer
+        around = sanitizer if device == "cpu" else ""
         objects = [compiled("csrc/module.cpp", device, "")]
         objects += [compiled(source, device, around) for source in CALLS]
-        loops = CPU if device == "cpu" else (*CUDA, NO_CPU)
+        loops = {"cpu": CPU, "portable": PORTABLE, "cuda": (*CUDA, NO_CPU)}[device]
         objects += [compiled(source, device, sanitizer) for source in loops]
         flags = SANITIZERS[sanitizer]
         binary = f"{name}/fastvae/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -156,7 +158,7 @@ def _common(device: str, flags: Sequence[str]) -> str:
             f"-I{HERE}/cuda_on_host",  # the CUDA headers in it
             "-U_FORTIFY_SOURCE",  # which forbids longjmp() from stack to stack
         ]
-    elif X86:
+    elif X86 and device == "cpu":
         macros += ["FASTVAE_X86"]
     system = [pybind11.get_include(), *cpp_extension.include_paths(), sysconfig.get_path("include")]
     words = [*(f"-D{macro}" for macro in macros), *(f"-isystem{folder}" for folder in system)]

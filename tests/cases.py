@@ -61,9 +61,30 @@ class Op:
         return "logvar" in (*self.arguments, *self.options)
 
     @property
+    def counts(self) -> bool:
+        return self.function.split("_log")[0].endswith(("poisson", "negative_binomial"))
+
+    @property
     def forms(self) -> tuple[str, ...]:
-        """How its scales may be given."""
+        """How its scales, or its means, may be given."""
+        if self.counts:
+            return ("rate", "log_rate") if "rate" in self.arguments else ("mean", "log")
         return FORMS if self.gaussian else FORMS[:1]
+
+    def argument(self, name: str, t: Tensor, param: str, *, zeros: bool = False) -> Tensor:
+        """The argument of that name, from standard normals.
+
+        Of counts all are around 1: the gradient by theta is a difference of what grows beyond.
+        They are above 0, where there is a gradient by them, unless `zeros` are wanted.
+        """
+        if name.endswith("logvar"):
+            return from_logvar(t, param)
+        if not self.counts or name == "zero_logits":
+            return t
+        if name == "x":
+            x = 0.5 + (t / 2).exp()
+            return torch.where(t < -0.5, 0, x) if zeros else x
+        return t / 2 if param.startswith("log") and param in self.forms else (t / 2).exp()
 
     def inputs(
         self,
@@ -77,10 +98,10 @@ class Op:
         generator = torch.Generator().manual_seed(seed)
         tensors = []
         for name in self.arguments:
-            size = self.scale_shape(shape) if name in ("logvar", "log_scale") else shape
+            size = self.scale_shape(shape) if name in ("logvar", "log_scale", "theta") else shape
             t = torch.randn(tuple(size), generator=generator, dtype=torch.float64)
-            t = from_logvar(self.spread * t, param) if name.endswith("logvar") else t
-            tensors.append(t.to(device, dtype))
+            t = self.spread * t if name.endswith("logvar") else t
+            tensors.append(self.argument(name, t, param).to(device, dtype))
         return tensors
 
     def __call__(
@@ -96,6 +117,8 @@ class Op:
         if self.gaussian:
             bound = {"param": "logvar", "bound": BOUNDED[param]} if param in BOUNDED else {}
             options |= {"param": param, **bound}
+        if self.counts and param in self.forms:
+            options["param"] = param
         if self.sums:
             options["event_ndim"] = event_ndim
         if self.draws:
@@ -126,6 +149,7 @@ Q = ("mu", "logvar")
 QP = ("mu", "logvar", "prior_mu", "prior_logvar")
 X = ("x", "mean", "logvar")
 S = ("x", "mean", "log_scale")
+N = ("x", "mean", "theta")
 
 OPS = (
     Op("rsample", "rsample", Q),
@@ -177,6 +201,25 @@ OPS = (
         S,
         {"bins": 16, "low": -2.0, "high": 2.0},
     ),
+    Op("poisson", "poisson_log_prob", ("x", "rate")),
+    Op(
+        "negative binomial, per gene",
+        "negative_binomial_log_prob",
+        N,
+        scale_shape=lambda shape: shape[1:],
+    ),
+    Op("negative binomial, elementwise", "negative_binomial_log_prob", N),
+    Op(
+        "zero-inflated, per gene",
+        "zero_inflated_negative_binomial_log_prob",
+        (*N, "zero_logits"),
+        scale_shape=lambda shape: shape[1:],
+    ),
+    Op(
+        "zero-inflated, elementwise",
+        "zero_inflated_negative_binomial_log_prob",
+        (*N, "zero_logits"),
+    ),
 )
 
 
@@ -199,7 +242,7 @@ def op_id(op: Op) -> str:
 
 def each_op_and_form(ops: Sequence[Op] = OPS, forms: Sequence[str] = FORMS) -> pytest.MarkDecorator:
     """The arguments `op` and `param` of a test."""
-    pairs = [(op, param) for op in ops for param in forms if param in op.forms]
+    pairs = [(op, param) for op in ops for param in op.forms if op.counts or param in forms]
     return pytest.mark.parametrize(
         ("op", "param"), pairs, ids=[f"{op.name}-{param}" for op, param in pairs]
     )

@@ -297,7 +297,7 @@ def _opcode(instruction: str) -> str:
 
 MANGLED = re.compile(
     r"generic\d+(?:WithGradientINS\w*_\d+(?P<likelihood>[A-Za-z]+)EE|"
-    r"(?P<op>[A-Za-z]+)(?:ILi(?P<n>\d)E)?E?\d+(?P<step>(?:Path)?Backward|Forward))E"
+    r"(?P<op>[A-Za-z]+)(?:ILi(?P<n>\d)E)?E?\d+(?P<step>(?:Path)?Backward|Forward|Both))E"
     r"(?P<type>f|d|13__nv_bfloat16|6__half)LNS_4SumsE(?P<sums>\d)"
     r"ELi(?P<width>\d)ELb(?P<log>\d)ELb(?P<scale>\d)ELb(?P<bounded>\d)"
 )

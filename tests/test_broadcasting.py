@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, OPS, Op, assert_accurate, exact, from_logvar, gradients, op_id
+from cases import DTYPES, OPS, Op, assert_accurate, exact, gradients, op_id
 from torch import Tensor
 
 import fastvae
@@ -34,8 +34,7 @@ def operands(
         expanded = [draw(st.integers(0, 5)) == 0 for _ in size]
         memory = [1 if expanded[d] else size[d] for d in order]
         t = torch.randn([*memory, gap], generator=generator, dtype=torch.float64)
-        if name.endswith("logvar"):
-            t = from_logvar(t, param)
+        t = op.argument(name, t, param, zeros=True)
         t = t.to(device, dtype)[..., 0]
         back = [list(order).index(d) for d in range(len(size))]
         tensors.append(t.permute(back).expand(size))

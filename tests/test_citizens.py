@@ -192,6 +192,7 @@ def test_losses_ask_subclasses_and_modes_first(name: str) -> None:
 
     loss = getattr(fastvae, name)
     shapes = [(3, 4)] + [(3, 4, 2)] * 3 if "mixture" in name else [(3, 4)] * 2
+    shapes += [(3, 4)] * (("negative_binomial" in name) + ("zero_inflated" in name))
     x, *others = (torch.rand(shape).requires_grad_() for shape in shapes)
     if name.startswith("categorical"):
         x, others = torch.zeros(3, dtype=torch.int64), [torch.randn(3, 5, requires_grad=True)]

@@ -34,7 +34,7 @@ def test_threads(count: int, here: dict[str, np.ndarray], threads: None) -> None
     assert different(here, fingerprint()) == []
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["avx2", "avx512"])
 def test_instruction_sets(capability: str, here: dict[str, np.ndarray], tmp_path: Path) -> None:
     file = tmp_path / "bits.npz"
     subprocess.run(

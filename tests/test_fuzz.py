@@ -20,7 +20,6 @@ from cases import (
     Op,
     assert_accurate,
     exact,
-    from_logvar,
     upstream_like,
 )
 from torch import Tensor
@@ -93,10 +92,10 @@ def cases(draw: Draw) -> Case:
         if size and draw(st.sampled_from(RARELY + RARELY)):
             size[-1] += 1  # mostly wrong
         t = torch.randn(size, generator=generator, dtype=torch.float64)
-        t = from_logvar(t, param) if name.endswith("logvar") else t
+        t = op.argument(name, t, param, zeros=True)
         other = draw(st.sampled_from(DTYPES)) if draw(st.sampled_from(RARELY)) else dtype
         tensors.append(draw(laid_out(t.to(other))))
-    if op.gaussian and draw(st.sampled_from(RARELY)):
+    if (op.gaussian or op.counts) and draw(st.sampled_from(RARELY)):
         param = draw(st.sampled_from(("sigma", "", None)))
     event_ndim = draw(st.sampled_from((None, *range(len(shape) + 1))))
     if draw(st.sampled_from(RARELY)):

@@ -81,8 +81,9 @@ def test_long_sums_of_one_sign_stay_accurate(
     op: Op, shape: tuple[int, ...], device: torch.device
 ) -> None:
     """The same term over and over: rounding errors add up instead of cancelling."""
-    x, mean, logvar = op.inputs(shape, device=device)
-    tensors = [torch.full_like(x, 1.2345), torch.zeros_like(mean), torch.zeros_like(logvar)]
+    x, *others = op.inputs(shape, device=device)
+    fill = 0.5 if op.counts else 0
+    tensors = [torch.full_like(x, 1.2345), *(torch.full_like(t, fill) for t in others)]
     grads, upstream = gradients(
         op, tensors, upstream=lambda ys: [torch.full_like(y, 1 / 3) for y in ys]
     )

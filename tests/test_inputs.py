@@ -71,60 +71,15 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
         ValueError,
         r"^low is 1.0 and high is 1.0; want low below high$",
     ),
-    "integer logits": (
-        [lambda f: f.bernoulli_log_prob(M, L.int())],
-        TypeError,
-        r"^logits has dtype torch.int32; want one of float32, float64, bfloat16, float16$",
-    ),
-    "logits of another dtype": (
-        [lambda f: f.bernoulli_log_prob(M, L.double())],
-        TypeError,
-        r"^logits has dtype torch.float64, x has torch.float32; want one dtype$",
-    ),
     "logits on another device": (
         [lambda f: f.bernoulli_log_prob(M, L.to("meta"))],
         ValueError,
         r"^logits is on meta, x on cpu; want one device$",
     ),
-    "integer tensors": (
-        [
-            lambda f: f.rsample(M.int(), L),
-            lambda f: f.rsample(M.int(), L.int()),
-            lambda f: f.kl_divergence(M.int(), L),
-            lambda f: f.rsample_kl(M.int(), L),
-        ],
-        TypeError,
-        r"^mu has dtype torch.int32; want one of float32, float64, bfloat16, float16$",
-    ),
-    "an integer tensor among others": (
-        [lambda f: f.kl_divergence(M, L, M, L.long()), lambda f: f.rsample_kl(M, L, M, L.long())],
-        TypeError,
-        r"^prior_logvar has dtype torch.int64; want one of float32",
-    ),
-    "booleans as data": (
-        [lambda f: f.gaussian_log_prob(M > 0, L)],
-        TypeError,
-        r"^x has dtype torch.bool; want one of float32",
-    ),
     "complex tensors": (
         [lambda f: f.rsample(M.cfloat(), L)],
         TypeError,
-        r"^mu has dtype torch.complex64; want one of",
-    ),
-    "mixed dtypes": (
-        [
-            lambda f: f.rsample(M, L.double()),
-            lambda f: f.kl_divergence(M, L.double()),
-            lambda f: f.rsample_kl(M, L.double()),
-            lambda f: f.rsample(M, torch.tensor(0.0, dtype=torch.float64)),
-        ],
-        TypeError,
-        r"^logvar has dtype torch.float64, mu has torch.float32; want one dtype$",
-    ),
-    "mixed half types": (
-        [lambda f: f.gaussian_log_prob(M.half(), L.bfloat16(), 0.1)],
-        TypeError,
-        r"^mean has dtype torch.bfloat16, x has torch.float16; want one dtype$",
+        r"^mu has dtype torch.complex64; want one of float32, .*, or integers as data$",
     ),
     "mixed devices": (
         [

@@ -27,9 +27,14 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "discretized_logistic": fastvae.DiscretizedLogistic(17),
     "mixture": fastvae.DiscretizedLogisticMixture(3, 17),
     "categorical": fastvae.Categorical(5),
+    "poisson": fastvae.Poisson(),
+    "nb": fastvae.NegativeBinomial(SHAPE, theta=2.0),
+    "nb of cells": fastvae.NegativeBinomial(dispersion="cell"),
+    "zinb": fastvae.ZeroInflatedNegativeBinomial(SHAPE, theta=2.0),
 }
 each_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
 DISCRETE = {"bernoulli": 2, "discretized_logistic": 17, "mixture": 17, "categorical": 5}
+COUNTS = ("poisson", "nb", "nb of cells", "zinb")
 
 
 def make(name: str, device: torch.device) -> tuple[Likelihood, Tensor]:
@@ -70,7 +75,7 @@ def test_gradients(name: str, device: torch.device) -> None:
     if name == "optimal":
         likelihood.through_sigma = True
     own = [p for p in likelihood.parameters() if p.requires_grad]
-    assert bool(own) == (name in ("learned", "channel", "pixel", "laplace"))
+    assert bool(own) == (name in ("learned", "channel", "pixel", "laplace", "nb", "zinb"))
 
     def loss(decoded: Tensor, *_: Tensor) -> Tensor:
         return likelihood.log_prob(x, decoded)
@@ -89,6 +94,8 @@ def test_samples_have_the_mean_and_the_density(name: str, device: torch.device) 
     n, decoded = 20_000, decoded[:1, :, :1, :1]
     if name in ("channel", "pixel"):
         likelihood = fastvae.LearnedGaussian(sigma=0.5).double().to(device)
+    if name in ("nb", "zinb"):
+        likelihood = type(likelihood)((1, 1, 1), theta=2.0).double().to(device)
     if name == "discretized_logistic":  # well inside the levels, so that its location is its mean
         decoded = torch.tensor([0.4, 0.6, -3.0, -3.0]).double().reshape(1, 4, 1, 1).to(device)
     if name == "mixture":
@@ -111,6 +118,10 @@ def test_samples_have_the_mean_and_the_density(name: str, device: torch.device) 
         weight = torch.full_like(grid, 1 / 2000)
         weight[[0, -1]] /= 2
         assert ((x >= 0) & (x <= 1)).all()
+    elif name in COUNTS:
+        grid = torch.arange(3000, dtype=torch.float64, device=device)
+        weight = torch.ones_like(grid)
+        assert torch.equal(x, x.floor())
     else:
         grid = torch.linspace(-15, 15, 30_001, dtype=torch.float64, device=device)
         weight = torch.full_like(grid, 1e-3)

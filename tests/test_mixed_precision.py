@@ -43,17 +43,32 @@ def test_autocast_takes_half_layers_and_float32_data(
     assert all(g.dtype == torch.float32 for g in grads)
 
 
-def test_the_widest_dtype_is_taken_under_autocast_only(device: torch.device) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_widest_dtype_is_taken(autocast: bool, device: torch.device) -> None:
     x, mean = torch.zeros(2, 3, device=device), torch.zeros(2, 3, device=device).bfloat16()
     double = x.double()
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         assert fastvae.rsample(x, mean).dtype == torch.float32
         assert fastvae.rsample(mean, mean).dtype == torch.bfloat16
         assert fastvae.rsample(mean, mean.half()).dtype == torch.float32
         assert fastvae.rsample(mean, double).dtype == torch.float64
         assert fastvae.gaussian_log_prob(double, mean).dtype == torch.float64
-    with pytest.raises(TypeError, match="want one dtype"):
-        fastvae.rsample(x, mean)
+    assert fastvae.reference.rsample(x, mean).dtype == torch.float32
+
+
+@pytest.mark.parametrize("whole", [torch.bool, torch.uint8, torch.int32, torch.int64], ids=str)
+def test_whole_numbers_count_as_float32(whole: torch.dtype, device: torch.device) -> None:
+    x = torch.tensor([[0, 1, 1], [1, 0, 200]], device=device).to(whole)
+    mean = torch.randn(2, 3, device=device, requires_grad=True)
+    for of_mean in (mean, mean.double(), mean.bfloat16()):
+        want = fastvae.gaussian_log_prob(x.double(), of_mean.double(), 0.5)
+        got = fastvae.gaussian_log_prob(x, of_mean, 0.5)
+        assert got.dtype == torch.promote_types(of_mean.dtype, torch.float32)
+        torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
+    fastvae.gaussian_log_prob(x, mean.bfloat16()).sum().backward()
+    assert mean.grad.dtype == torch.float32
+    assert fastvae.kl_divergence(x, x).dtype == torch.float32
+    assert fastvae.DiagonalGaussian.from_params(x.expand(2, 2, 3)).kl().dtype == torch.float32
 
 
 @pytest.mark.parametrize("half", HALF, ids=str)

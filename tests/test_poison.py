@@ -43,8 +43,10 @@ def test_extremes_of_float16(op: Op, device: torch.device) -> None:
     grid = torch.tensor(extremes, dtype=torch.float16, device=device)
     pairs = torch.cartesian_prod(grid, grid)
     x, s = pairs[:, :1], pairs[:, 1:]
-    zero = torch.zeros_like(x)
-    scales = dict.fromkeys(("logvar", "log_scale", "logits"), s)
+    if op.counts:
+        x, s = x.abs().round(), s.abs().clamp(min=6e-8)
+    zero = torch.full_like(x, 1 if op.counts else 0)
+    scales = dict.fromkeys(("logvar", "log_scale", "logits", "rate", "theta"), s)
     tensors = {"mu": x, "x": x, **scales}
     given = [tensors.get(name, zero) for name in op.arguments]
     for y, value in zip(

@@ -141,6 +141,8 @@ def eager(op: Op, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         return ((-(x - mean).abs() / log_scale.exp() - log_scale - 0.6931471805599453).sum(dims),)
     if op.function == "discretized_logistic_log_prob":
         return (_eager_discretized_logistic(*tensors, **op.options).sum(dims),)
+    if op.counts:
+        return (_eager_counts(*tensors).sum(dims),)
     if op.function == "gaussian_log_prob":
         x, mean, *scale = tensors
         logvar = scale[0] if scale else torch.tensor(op.options["logvar"], dtype=x.dtype)
@@ -167,6 +169,17 @@ def eager(op: Op, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         return (kl,)
     z = mu + torch.exp(0.5 * logvar) * eps
     return (z, kl) if op.sums else (z,)
+
+
+def _eager_counts(
+    x: Tensor, mean: Tensor, theta: Tensor | None = None, zero_logits: Tensor | None = None
+) -> Tensor:
+    if theta is None:
+        return x * mean.log() - mean - torch.lgamma(x + 1)
+    odds = torch.log(theta + mean)
+    value = theta * (theta.log() - odds) + x * (mean.log() - odds)
+    value = value + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return value if zero_logits is None else value - F.softplus(zero_logits)
 
 
 def _eager_discretized_logistic(

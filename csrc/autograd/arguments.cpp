@@ -37,7 +37,7 @@ struct PublicFunction {
   Values defaults{};                                  // null: none
 };
 std::array<PublicFunction, kOps> functions;
-std::array<PyObject*, 4> params;  // the names that `param` has, by the kernels' codes
+std::array<std::vector<PyObject*>, kOps> params;  // the names of `param`, by the kernels' codes
 PyObject *reduction = nullptr, *mean = nullptr, *sum = nullptr;  // names, too
 
 // Whether each argument has a parameter of its own; that of a loss, `reduction`, is by keyword.
@@ -101,9 +101,9 @@ bool read(PyObject* value, Dims& to) {
   return true;
 }
 
-bool read_param(PyObject* value, int64_t& to) {
-  for (to = 0; to < int64_t(params.size()); ++to)
-    if (value == params[to]) return true;  // interned, as literals are
+bool read_param(const std::vector<PyObject*>& names, PyObject* value, int64_t& to) {
+  for (to = 0; to < int64_t(names.size()); ++to)
+    if (value == names[to]) return true;  // interned, as literals are
   return false;
 }
 
@@ -173,7 +173,7 @@ bool read_request(const Values& values, Request& request) {
   int64_t ndim = 0;
   if (!match_operands(request, ndim)) return false;
 
-  if (values[kParam] && !read_param(values[kParam], a.param)) return false;
+  if (values[kParam] && !read_param(params[request.op], values[kParam], a.param)) return false;
   if (given(values[kBound]) && (a.param != 0 || !read_bound(values[kBound], a.bound))) return false;
   if (op.sums()) {
     a.event_ndim = std::max<int64_t>(ndim - 1, 0);
@@ -207,9 +207,13 @@ void prepare_names() {
   reduction = PyUnicode_InternFromString("reduction");
   mean = PyUnicode_InternFromString("mean");
   sum = PyUnicode_InternFromString("sum");
-  int code = 0;
-  for (const char* name : {"logvar", "log_std", "std", "var"})
-    params[code++] = PyUnicode_InternFromString(name);
+  for (int op = 0; op < kOps; ++op) {
+    const Declaration& declaration = ops().declarations[op];
+    std::vector<const char*> names{"logvar", "log_std", "std", "var"};
+    if (declaration.counts())
+      names.assign(std::begin(declaration.signature.rates), std::end(declaration.signature.rates));
+    for (const char* name : names) params[op].push_back(PyUnicode_InternFromString(name));
+  }
 }
 
 int register_function(PyObject* op_name, PyObject* parameters) {

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <stdexcept>
 #include <string_view>
 
 #include "kernels.h"
@@ -23,22 +24,25 @@ namespace {
 constexpr int64_t kGrain = 16384;
 
 struct Capability {
-  const char* name;
-  const KernelTable* kernels;
+  const char* name = "none";
+  const KernelTable* kernels = nullptr;
 };
 
 Capability find_capability() {
   const char* wish = std::getenv("FASTVAE_CPU_CAPABILITY");  // checked in fastvae/backend.py
-  const std::string_view most = wish ? wish : "avx512";
+  const std::string_view most = wish ? wish : "";
+  if (most == "none") return {};
 #if FASTVAE_X86
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
-  if (avx512 && most == "avx512") return {"avx512", &kAvx512Kernels};
-  if (avx2 && most != "baseline") return {"avx2", &kAvx2Kernels};
-#endif
+  if (avx512 && most != "avx2") return {"avx512", &kAvx512Kernels};
+  if (avx2) return {"avx2", &kAvx2Kernels};
+  return {};
+#else
   return {"baseline", &kBaselineKernels};
+#endif
 }
 
 const Capability& capability() {
@@ -99,6 +103,7 @@ void use_large_pages(void* data, int64_t bytes) {
 const char* cpu_capability() { return capability().name; }
 
 void run_on_cpu(int step, DType dtype, const Plan& plan) {
+  if (!capability().kernels) throw std::runtime_error("fastvae has no kernels for this processor");
   const Kernel kernel = capability().kernels->kernel[step][int(dtype)];
   const int64_t elements = plan.pieces * plan.inner;
   if (plan.slots > 0) {

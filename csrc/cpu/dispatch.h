@@ -7,8 +7,8 @@
 
 namespace fastvae {
 
-// "avx512", "avx2" or "baseline": the best that the processor has, or what FASTVAE_CPU_CAPABILITY
-// asks for if that is no more.
+// "avx512" or "avx2", elsewhere than on x86 "baseline": the best that the processor has, or what
+// FASTVAE_CPU_CAPABILITY asks for if that is no more. "none" if there are no kernels for it.
 const char* cpu_capability();
 
 // Asks for large pages behind `bytes` of fresh memory, if that is worth it.

@@ -12,10 +12,12 @@ struct KernelTable {
   const Kernel (*kernel)[kDTypes];
 };
 
-extern const KernelTable kBaselineKernels;
+// What the processors of x86 before AVX2 have, without fused multiply-adds, is slower than PyTorch.
 #if FASTVAE_X86
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
+#else
+extern const KernelTable kBaselineKernels;
 #endif
 
 }  // namespace fastvae

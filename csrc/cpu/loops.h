@@ -7,8 +7,8 @@
 // is the loop's business: a last vector is loaded, stored and summed in part.
 #pragma once
 
-#include "../formulas/all.h"
 #include "../plan.h"
+#include "elements.h"
 #include "kernels.h"
 #include "noise.h"
 
@@ -95,6 +95,9 @@ class Loop {
   static constexpr int I = kStep.inputs, O = kStep.outputs;
   static constexpr int kBounded = kStep.bounded_input;
   using At = Cursor<I, O>;
+  // Where computing takes longer than that, half types are made float32 on the way in and out, so
+  // that the formula is compiled once for all of them.
+  using S = std::conditional_t<kStep.slow, A, T>;
 
  public:
   // Units [begin, end). Reduced outputs go to slot `slot`.
@@ -158,134 +161,97 @@ class Loop {
     total_ = 0;
   }
 
-  // Numbers that a block reads: from memory, gathered from it, or one over and over.
-  template <class S>
-  struct Source {
-    const S* p = nullptr;  // null: `same`, everywhere
-    V same;
-
-    V get(int i) const { return p ? load(p + i, static_cast<V*>(nullptr)) : same; }
-  };
-  template <class S>
-  Source<S> open(S (&gathered)[kGathered], const Input& input, int64_t offset, int64_t j,
-                 int64_t length, int64_t pieces) const {
+  template <class From, class To>
+  Source<To, V> open(To (&gathered)[kGathered], const Input& input, int64_t offset, int64_t j,
+                     int64_t length, int64_t pieces) const {
     if (!input.data) return {nullptr, V(A(input.constant))};
     const int64_t inner = input.layout.inner, outer = At::step(plan_, input.layout);
-    const S* from = static_cast<const S*>(input.data) + offset + j * inner;
+    const From* from = static_cast<const From*>(input.data) + offset + j * inner;
     if (inner == 0 && (pieces == 1 || outer == 0)) {
-      S lanes[kLanes];
-      for (S& lane : lanes) lane = *from;
+      From lanes[kLanes];
+      for (From& lane : lanes) lane = *from;
       return {nullptr, load(lanes, static_cast<V*>(nullptr))};
     }
-    if (pieces == 1 || (inner == 1 && outer == length)) return {from, V(0)};
+    const bool follow = pieces == 1 || (inner == 1 && outer == length);
+    if constexpr (std::is_same_v<From, To>)
+      if (follow) return {from, V(0)};
+    if (follow) {
+      gather(from, length * pieces, gathered);
+      return {gathered, V(0)};
+    }
     for (int64_t piece = 0; piece < pieces; ++piece, from += outer) {
-      S* to = gathered + piece * length;
+      To* to = gathered + piece * length;
       if (inner == 1) {
-        memcpy(to, from, length * sizeof(S));
+        gather(from, length, to);
         continue;
       }
       // A vector at a time; what is too much is overwritten by the next piece.
-      S lanes[kLanes];
-      for (S& lane : lanes) lane = *from;
-      for (int64_t i = 0; i < length; i += kLanes) memcpy(to + i, lanes, sizeof(lanes));
+      From lanes[kLanes];
+      for (From& lane : lanes) lane = *from;
+      const V same = load(lanes, static_cast<V*>(nullptr));
+      for (int64_t i = 0; i < length; i += kLanes) store(to + i, same);
     }
     return {gathered, V(0)};
   }
-
-  // Makes the last `n` < 16 numbers of a source, from i on, a whole vector.
-  template <class S>
-  static void pad(Source<S>& source, int i, int n) {
-    if (source.p) source = {nullptr, load_some(source.p + i, n, static_cast<V*>(nullptr))};
+  template <class From, class To>
+  static void gather(const From* from, int64_t n, To* to) {
+    if constexpr (std::is_same_v<From, To>) {
+      memcpy(to, from, n * sizeof(To));
+    } else {
+      int64_t i = 0;
+      for (; n - i >= kLanes; i += kLanes) store(to + i, load(from + i, static_cast<V*>(nullptr)));
+      if (i < n)
+        store_some(to + i, load_some(from + i, int(n - i), static_cast<V*>(nullptr)), int(n - i));
+    }
   }
 
   // Elements [j, j + length) of `pieces` pieces from the cursor on. With `row_sums`, each piece is
   // a row and its sum goes there; else the block's sum is added to `total_`.
   void block(const At& at, int64_t j, int64_t length, int64_t pieces, A* row_sums) {
     const int n = int(length * pieces);
-    // All that the inner loop needs stands in local variables: its stores might change members.
-    const Settings settings = plan_.settings;
-    Source<T> in[I];
+    Elements<Op, S, A> block;
+    block.settings = plan_.settings;
+    block.n = n;
     for (int k = 0; k < I; ++k)
-      in[k] = open(in_[k], plan_.input[k], at.offset[At::kInput + k], j, length, pieces);
-    Source<A> row_grad;
+      block.in[k] = open<T>(in_[k], plan_.input[k], at.offset[At::kInput + k], j, length, pieces);
     if constexpr (kStep.row_grad)
-      row_grad = open(row_grad_, plan_.row_grad, at.offset[At::kRowGrad], j, length, pieces);
-    const float* eps = nullptr;
-    if constexpr (kStep.noise) eps = draw(at, j, length, pieces);
+      block.row_grad =
+          open<A>(row_grad_, plan_.row_grad, at.offset[At::kRowGrad], j, length, pieces);
+    if constexpr (kStep.noise) block.eps = draw(at, j, length, pieces);
 
-    // By the plan's: a variable whose address is given away is not kept in registers.
-    const bool bounded = kBounded > 0 && settings.scale.bounding != Bounding::none;
-    const int bounded_step = in[kBounded].p ? 1 : 0;
-    if (bounded && in[kBounded].p) {
-      bound(Scale(plan_.settings), in[kBounded].p, n, bounded_, slope_);
-    } else if (bounded) {
-      store(bounded_, in[kBounded].same);
-      bound(Scale(plan_.settings), bounded_, kLanes, bounded_, slope_);
+    const bool bounded = kBounded > 0 && plan_.settings.scale.bounding != Bounding::none;
+    if (bounded) {
+      const Source<S, V>& s = block.in[kBounded];
+      block.bounded = bounded_;
+      block.bounded_step = s.p ? 1 : 0;
+      if (!s.p) store(bounded_, s.same);
+      if (s.p)
+        bound(Scale(plan_.settings), s.p, n, bounded_, slope_);
+      else
+        bound(Scale(plan_.settings), bounded_, kLanes, bounded_, slope_);
     }
 
     // Outputs go straight to memory, or to scratch_ to be scattered or reduced from there; so does
     // the gradient that has to go through the bound first.
-    T* direct[O > 0 ? O : 1];
-    bool wanted[O > 0 ? O : 1];
     for (int k = 0; k < O; ++k) {
       const Output& out = plan_.output[k];
       const bool follows =
           pieces == 1 || (out.layout.inner == 1 && At::step(plan_, out.layout) == length);
-      direct[k] = out.mode == Mode::full && follows && !(bounded && k == kBounded)
-                      ? static_cast<T*>(out.data) + at.offset[At::kOutput + k] + j
-                      : nullptr;
-      wanted[k] = out.mode != Mode::discard;
+      block.direct[k] = nullptr;
+      if constexpr (std::is_same_v<S, T>)
+        if (out.mode == Mode::full && follows && !(bounded && k == kBounded))
+          block.direct[k] = static_cast<T*>(out.data) + at.offset[At::kOutput + k] + j;
+      block.scratch[k] = out.mode != Mode::discard ? scratch_[k] : nullptr;
     }
     const bool keep_values = kStep.value && (row_sums || !plan_.unit_sums);
-    V sum(0);
-
-    const auto vectors = [&]<bool kOneScale, bool kScaleGradient>() __attribute__((always_inline)) {
-      const V one_scale =
-          kOneScale && bounded ? load_same(bounded_) : in[kOneScale ? kStep.scale_input : 0].same;
-      for (int i = 0; i < n; i += kLanes) {
-        const int m = n - i;
-        const bool whole = m >= kLanes;
-        if (!whole) {
-          for (int k = 0; k < I; ++k) pad(in[k], i, m);
-          if constexpr (kStep.row_grad) pad(row_grad, i, m);
-        }
-        V x[I], y[O > 0 ? O : 1], g(0), e(0);
-#pragma GCC unroll 8
-        for (int k = 0; k < I; ++k)
-          x[k] = kOneScale && k == kStep.scale_input ? one_scale : in[k].get(i);
-        if constexpr (kStep.row_grad) g = row_grad.get(i);
-        // The noise buffer is longer than the block, so its last vector is always whole.
-        if constexpr (kStep.noise) e = load(eps + i, static_cast<V*>(nullptr));
-        if (!kOneScale && bounded) x[kBounded] = load_same(bounded_ + i * bounded_step);
-        const V v = Op::apply(settings, x, g, e, y);
-        if constexpr (kStep.value) {
-          if (keep_values)
-            store(values_ + i, v);
-          else
-            sum = sum + (whole ? v : first_lanes(v, m));
-        }
-#pragma GCC unroll 8
-        for (int k = 0; k < O; ++k) {
-          if (!kScaleGradient && k == kStep.scale_input) continue;
-          if (direct[k])
-            whole ? store(direct[k] + i, y[k]) : store_some(direct[k] + i, y[k], m);
-          else if (wanted[k])
-            store(scratch_[k] + i, y[k]);
-        }
-      }
-    };
-    // The compiler moves what follows from the scale alone out of the loop, and, in float32 (each
-    // variant takes seconds to compile), leaves out the gradient of one that is fixed.
-    if constexpr (kStep.scale_input > 0) {
-      constexpr int kScale = kStep.scale_input;
-      if (in[kScale].p)
-        vectors.template operator()<false, true>();
-      else if (!std::is_same_v<T, float> || (kScale < O && wanted[kScale < O ? kScale : 0]))
-        vectors.template operator()<true, true>();
-      else
-        vectors.template operator()<true, false>();
+    if (keep_values) block.values = values_;
+    V sum;
+    if constexpr (kStep.slow) {
+      sum = compute_apart(block);
     } else {
-      vectors.template operator()<false, true>();
+      // A copy, as there.
+      Elements<Op, S, A> local = block;
+      sum = local.compute();
     }
 
     if constexpr (kStep.value) {
@@ -301,11 +267,11 @@ class Loop {
         total_ += sum_lanes(sum);
     }
     if constexpr (kBounded > 0 && kBounded < O)
-      if (bounded && wanted[kBounded])
-        bound_backward(Scale(plan_.settings), slope_, bounded_step, n, scratch_[kBounded]);
+      if (bounded && block.scratch[kBounded])
+        bound_backward(Scale(plan_.settings), slope_, block.bounded_step, n, scratch_[kBounded]);
     for (int k = 0; k < O; ++k) {
       const Output& out = plan_.output[k];
-      if (direct[k] || !wanted[k]) continue;
+      if (block.direct[k] || !block.scratch[k]) continue;
       const int64_t offset = at.offset[At::kOutput + k];
       if (out.mode == Mode::full)
         scatter(static_cast<T*>(out.data) + offset, out.layout, scratch_[k], j, length, pieces);
@@ -347,12 +313,12 @@ class Loop {
     return sum_lanes(sum);
   }
 
-  template <class S>
-  void scatter(S* to, const Layout& layout, const A* from, int64_t j, int64_t length,
+  template <class To>
+  void scatter(To* to, const Layout& layout, const A* from, int64_t j, int64_t length,
                int64_t pieces) {
     const int64_t outer = At::step(plan_, layout);
     for (int64_t p = 0; p < pieces; ++p, from += length) {
-      S* row = to + p * outer + j;
+      To* row = to + p * outer + j;
       int64_t i = 0;
       for (; i + kLanes <= length; i += kLanes) store(row + i, load_same(from + i));
       if (i < length)
@@ -374,7 +340,7 @@ class Loop {
   const Plan& plan_;
   const int64_t slot_;
   double total_ = 0;  // over blocks, whose own sums have at most kBlock / kLanes terms a lane
-  alignas(64) T in_[I][kGathered];
+  alignas(64) S in_[I][kGathered];
   alignas(64) A row_grad_[kGathered];
   alignas(64) A bounded_[kBounded > 0 ? kGathered : 1], slope_[kBounded > 0 ? kGathered : 1];
   alignas(64) float noise_[kStep.noise ? 2 * kBlock + 2 * kNormalsPerStep : 1];

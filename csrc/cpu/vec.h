@@ -159,6 +159,21 @@ FASTVAE_INLINE Vec<E> select(Mask<E> condition, Vec<E> a, Vec<E> b) {
   return each<E>([](auto c, auto x, auto y) { return c ? x : y; }, condition, a, b);
 }
 
+template <class M>
+FASTVAE_INLINE bool any(Vec<M> condition) {
+  typename Vec<M>::Register some = condition.r[0];
+  for (int i = 1; i < Vec<M>::kCount; ++i) some |= condition.r[i];
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)some, (__m512i)some);
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)some, (__m256i)some);
+#else
+  bool found = false;
+  for (int k = 0; k < Vec<M>::kPer; ++k) found |= some[k] != 0;
+  return found;
+#endif
+}
+
 template <class To, class From>
 FASTVAE_INLINE Vec<To> reinterpret(Vec<From> a) {
   return each<To>([](auto x) { return x; }, a);

@@ -46,9 +46,11 @@ struct Variant {
   static constexpr bool kSlow = kStep.slow || (kBounded_ && sizeof(T) == 2);
   // A value of its own for each element, beside their gradients.
   static constexpr bool kAllAtOnce = kStep.value && kSums == Sums::none && kStep.outputs > 1;
-  static constexpr int kBlocksAtOnce = sizeof(T) == 2 && (kOperands > 8 || kAllAtOnce) ? 1
-                                       : kOperands <= 3 && sizeof(T) < 8 && !kSlow     ? 3
-                                                                                       : 2;
+  static constexpr bool kOneAtOnce =
+      (sizeof(T) == 2 && (kOperands > 8 || kAllAtOnce)) || (kStep.slow && kAllAtOnce);
+  static constexpr int kBlocksAtOnce = kOneAtOnce                                  ? 1
+                                       : kOperands <= 3 && sizeof(T) < 8 && !kSlow ? 3
+                                                                                   : 2;
   // Elements after the last wide access go one by one.
   static constexpr bool kHasRest = N > 1 && !kStep.noise;
 };

@@ -2,6 +2,7 @@
 // knows of them follow from this list.
 #pragma once
 
+#include "counts.h"
 #include "gaussian.h"
 #include "pixels.h"
 
@@ -23,7 +24,8 @@ struct Op {};
 using Ops =
     List<Op<Rsample>, Op<KLDivergence<2>, KLDivergence<4>>, Op<RsampleKL<2>, RsampleKL<4>>,
          Op<RsampleLogRatio<2>, RsampleLogRatio<4>>, Op<GaussianLogProb>, Op<BernoulliLogProb>,
-         Op<ContinuousBernoulliLogProb>, Op<LaplaceLogProb>, Op<DiscretizedLogisticLogProb>>;
+         Op<ContinuousBernoulliLogProb>, Op<LaplaceLogProb>, Op<DiscretizedLogisticLogProb>,
+         Op<PoissonLogProb>, Op<NegativeBinomialLogProb>, Op<ZeroInflatedNegativeBinomialLogProb>>;
 
 // ---- Steps: what the kernel tables hold ---------------------------------------------------------
 
@@ -44,6 +46,16 @@ struct WithGradient {
   }
 };
 
+template <class Likelihood>
+struct WithGradientOf {
+  using type = WithGradient<Likelihood>;
+};
+template <class Likelihood>  // which has its own
+  requires requires { typename Likelihood::Both; }
+struct WithGradientOf<Likelihood> {
+  using type = typename Likelihood::Both;
+};
+
 template <class Variant>
 constexpr bool is_likelihood = Variant::Forward::step.value && !Variant::signature.gaussians;
 template <class Variant>
@@ -53,7 +65,7 @@ template <class Variant>
 constexpr auto steps_of_variant() {
   constexpr List<typename Variant::Forward, typename Variant::Backward> both;
   if constexpr (is_likelihood<Variant>)
-    return both + List<WithGradient<Variant>>();
+    return both + List<typename WithGradientOf<Variant>::type>();
   else if constexpr (has_path<Variant>)
     return both + List<typename Variant::PathBackward>();
   else

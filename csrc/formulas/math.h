@@ -14,6 +14,7 @@
 //   e^t - 1 - t       8      10       all; relative error holds down to t = 0
 //   log               1.0    1.0      all; NaN below 0
 //   log1p             1.5    1.0      0 ... 1
+//   v - ln(1 + v)     8      10       v > -1, where v and 1 + v are exact
 //   softplus          2.0    2.0      all
 //   sigmoid           2.0    2.0      all
 #pragma once
@@ -84,6 +85,9 @@ template <class T>
 FASTVAE_INLINE T select(bool condition, T a, T b) {
   return condition ? a : b;
 }
+
+// Whether a condition holds in any lane: what only some numbers need can be left out where none do.
+FASTVAE_INLINE bool any(bool condition) { return condition; }
 
 // The smaller, the larger of two; a NaN in `x` passes.
 template <class T>
@@ -284,9 +288,9 @@ FASTVAE_INLINE Exp<V> exp(V t) {
 
 // ---- Logarithm ----------------------------------------------------------------------------------
 
-// ln((1 + f) 2^e) for f in [sqrt(1/2) - 1, sqrt(2) - 1].
+// ln((1 + f) 2^e) - f without the larger part of e ln 2, for f in [sqrt(1/2) - 1, sqrt(2) - 1].
 template <class V>
-FASTVAE_INLINE V log_of_parts(V f, V e) {
+FASTVAE_INLINE V log_rest(V f, V e) {
   using C = Constants<Real<V>>;
   if constexpr (sizeof(Real<V>) == sizeof(float)) {
     const float c[] = {0x1.555554p-2f, -0x1.000226p-2f, 0x1.99a008p-3f, -0x1.547244p-3f,
@@ -294,8 +298,7 @@ FASTVAE_INLINE V log_of_parts(V f, V e) {
     const V f2 = f * f;
     V y = f2 * f * short_polynomial(f, f2, c);
     y = fma(e, V(C::ln2_lo), y);
-    y = fma(f2, V(-0.5f), y);
-    return fma(e, V(C::ln2_hi), f + y);
+    return fma(f2, V(-0.5f), y);
   } else {
     const double c[] = {6.666666666666735130e-01, 3.999999999940941908e-01,
                         2.857142874366239149e-01, 2.222219843214978396e-01,
@@ -305,8 +308,13 @@ FASTVAE_INLINE V log_of_parts(V f, V e) {
     const V s2 = s * s;
     const V half_f2 = V(0.5) * f * f;
     const V correction = s * (half_f2 + s2 * polynomial(s2, c));
-    return fma(e, V(C::ln2_hi), f - (half_f2 - fma(e, V(C::ln2_lo), correction)));
+    return fma(e, V(C::ln2_lo), correction) - half_f2;
   }
+}
+// ln((1 + f) 2^e)
+template <class V>
+FASTVAE_INLINE V log_of_parts(V f, V e) {
+  return fma(e, V(Constants<Real<V>>::ln2_hi), f + log_rest(f, e));
 }
 
 // x = m 2^e with m in [sqrt(1/2), sqrt(2)), for normal positive x.
@@ -328,13 +336,40 @@ template <class V>
 FASTVAE_INLINE V log(V x) {
   using C = Constants<Real<V>>;
   const auto tiny = x < V(C::smallest_normal);
-  const V two_to_mantissa = V(Real<V>(int64_t(1) << C::mantissa_bits));
-  const Split<V> parts = split(select(tiny, x * two_to_mantissa, x));
-  const V e = to_real(parts.exponent) - select(tiny, V(C::mantissa_bits), V(0));
-  V y = log_of_parts(parts.mantissa - V(1), e);
+  V normal = x, shift(0);
+  if (any(tiny)) {
+    normal = select(tiny, x * V(Real<V>(int64_t(1) << C::mantissa_bits)), x);
+    shift = select(tiny, V(C::mantissa_bits), V(0));
+  }
+  const Split<V> parts = split(normal);
+  V y = log_of_parts(parts.mantissa - V(1), to_real(parts.exponent) - shift);
+  const auto special = tiny | (x == V(C::infinity)) | (x != x);
+  if (!any(special)) return y;
   y = select(x == V(C::infinity), x, y);
   y = select(x == V(0), V(-C::infinity), y);
   return select((x < V(0)) | (x != x), V(C::nan), y);
+}
+
+// For normal positive x.
+template <class V>
+FASTVAE_INLINE V log_of_normal(V x) {
+  const Split<V> parts = split(x);
+  return log_of_parts(parts.mantissa - V(1), to_real(parts.exponent));
+}
+
+// v - ln(1 + v) >= 0, accurate in the relative sense near v = 0 too; `ratio` is 1 + v. Infinite at
+// both ends. Where v is near -1, `ratio` may be any number: v - ln(ratio).
+template <class V>
+FASTVAE_INLINE V log_deviance(V v, V ratio) {
+  using C = Constants<Real<V>>;
+  const Split<V> parts = split(ratio);
+  const V e = to_real(parts.exponent);
+  const auto near = (e == V(0)) & (v > V(-0.5));
+  const V f = select(near, v, parts.mantissa - V(1)), rest = log_rest(f, e);
+  const V y = select(near, V(0) - rest, v - fma(e, V(C::ln2_hi), f + rest));
+  const auto special = (ratio < V(C::smallest_normal)) | (ratio == V(C::infinity));
+  if (!any(special)) return y;
+  return select(special, v - at_most(V(C::exp_max), log(ratio)), y);
 }
 
 // ln(1 + u) for 0 <= u <= 1, which is (1 + f) 2^e for an f that takes no sum with a small u.

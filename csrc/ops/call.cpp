@@ -131,6 +131,11 @@ void Call::levels(int64_t bins, double low, double high) {
   plan_.settings.levels = {width / 2, std::log(width), low + width / 2, high - width / 2};
 }
 
+void Call::counts(int64_t param, bool data_gradient) {
+  if (param != 0 && param != 1) fail("param is " + std::to_string(param) + ", want 0 or 1");
+  plan_.settings.counts = {param == 1, data_gradient};
+}
+
 void Call::rows(int64_t event_ndim) {
   if (event_ndim < 0) fail("event_ndim is " + std::to_string(event_ndim) + ", want at least 0");
   event_ndim_ = event_ndim;

@@ -39,6 +39,9 @@ class Call {
   void noise(const Tensor& seed, const Dims& sample_shape = {});
   // Values are `bins` levels from `low` to `high`.
   void levels(int64_t bins, double low, double high);
+  // Values are counts; `param` says whether their means are logarithms, `data_gradient` whether the
+  // values' own gradient is wanted.
+  void counts(int64_t param, bool data_gradient);
   // The last `event_ndim` dimensions are one row, to be summed.
   void rows(int64_t event_ndim);
 

@@ -38,6 +38,7 @@ struct Declaration {
   std::array<Variant, 2> variants{};  // by ascending number of operands
 
   constexpr bool sums() const { return signature.value; }
+  constexpr bool counts() const { return signature.rates[0]; }  // takes `param`
   // Whether operand `k` may be left out.
   constexpr bool is_optional(int k) const {
     return signature.gaussians ? k > 0 : signature.number && k == operands - 1;
@@ -71,7 +72,7 @@ struct Arguments {
 template <class A, class F>  // A: Arguments, const or not
 void for_each_setting(const Declaration& op, Direction direction, A& a, const F& f) {
   if (op.signature.number) f(op.signature.number, a.number);
-  if (op.scale_form) f("param", a.param);
+  if (op.scale_form || op.counts()) f("param", a.param);
   if (op.signature.gaussians) f("packed_dim", a.packed_dim);
   if (op.signature.levels) {
     f("bins", a.bins);
@@ -98,7 +99,7 @@ constexpr Variant variant_of() {
             .forward = kernels_of<typename V::Forward>(),
             .backward = kernels_of<typename V::Backward>()};
   if constexpr (has_path<V>) v.path_backward = kernels_of<typename V::PathBackward>();
-  if constexpr (is_likelihood<V>) v.with_gradient = kernels_of<WithGradient<V>>();
+  if constexpr (is_likelihood<V>) v.with_gradient = kernels_of<typename WithGradientOf<V>::type>();
   if constexpr (requires { typename V::WithoutZ; })
     v.without_z = kernels_of<typename V::WithoutZ::Backward>();
   if constexpr (requires { typename V::WithoutValue; })

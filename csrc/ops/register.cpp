@@ -1,10 +1,11 @@
 // torch.ops.fastvae: for every op its forward, `_backward` and, for likelihoods, `_with_grad`.
 //
-// In all of them `param` is 0 logvar, 1 log_std, 2 std, 3 var; a Gaussian whose second tensor is
-// none is packed, its halves lying along `packed_dim`; `needs` has bit i set if the gradient of the
-// i-th operand is wanted, and what is not wanted comes back undefined (None). `bound` is none, or
-// applies to `logvar`: 0 hard, 1 soft or 2 straight-through, low, high. `_with_grad` returns the
-// value too, and the gradients for the upstream gradients `grad_value` of it.
+// In all of them `param` is 0 logvar, 1 log_std, 2 std, 3 var, or of counts 0 for their means, 1
+// for the logarithms; a Gaussian whose second tensor is none is packed, its halves lying along
+// `packed_dim`; `needs` has bit i set if the gradient of the i-th operand is wanted, and what is
+// not wanted comes back undefined (None). `bound` is none, or applies to `logvar`: 0 hard, 1 soft
+// or 2 straight-through, low, high. `_with_grad` returns the value too, and the gradients for the
+// upstream gradients `grad_value` of it.
 #include <torch/csrc/stable/library.h>
 
 #include <stdexcept>

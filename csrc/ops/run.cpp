@@ -81,6 +81,7 @@ Outputs run(int index, Direction direction, const Tensors& tensors, const Argume
   add_operands(call, op, tensors, a, given);
   if (kernels.step.noise) call.noise(*tensors.seed, a.sample_shape);
   if (op.signature.levels) call.levels(a.bins, a.low, a.high);
+  if (op.counts()) call.counts(a.param, a.needs & 1);
   if (sums) call.rows(a.event_ndim);
   Outputs results;
   if (direction == Direction::forward) {

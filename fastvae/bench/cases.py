@@ -69,7 +69,8 @@ class Op:
     constants: tuple[str, ...] = ()
     """Inputs that want no gradient: the data."""
     data: str = "normal"
-    """What the data are: "normal", "binary", or "grey", of 256 levels in [0, 1]."""
+    """What the data are: "normal"; "binary"; "grey", of 256 levels in [0, 1]; or "counts", most of
+    them 0."""
     scale_size: Callable[[Size], Size] = _whole
     """Size of a likelihood's scale, from that of the mean."""
     shapes: tuple[str, ...] = ("128x20", "64x16384")
@@ -93,7 +94,7 @@ class Op:
             return ()
         if operand in self.outputs:
             return (*self.samples, *(size if operand == "z" else size[:1]))
-        is_scale = operand in ("logvar", "log_scale") and "mean" in self.inputs
+        is_scale = operand in ("logvar", "log_scale", "theta") and "mean" in self.inputs
         return self.scale_size(size) if is_scale else size
 
 
@@ -121,6 +122,10 @@ def _scalar(size: Size) -> Size:
 
 def _channels(size: Size) -> Size:
     return (size[1], *(1 for _ in size[2:]))
+
+
+def _genes(size: Size) -> Size:
+    return size[1:]
 
 
 def _likelihood(
@@ -157,6 +162,7 @@ def _likelihood(
 _IMAGES = ("128x784", "64x3x64x64")
 _GAUSSIAN = ("128x784", "64x16384")
 _SCALED = ("mean", "logvar")
+_GENES = ("128x2000", "128x10000")
 _LIKELIHOODS = (
     _likelihood("gaussian_log_prob:sigma", ("mean",), _GAUSSIAN),
     _likelihood("gaussian_log_prob:scalar", _SCALED, _GAUSSIAN, _scalar),
@@ -167,6 +173,15 @@ _LIKELIHOODS = (
     _likelihood("laplace_log_prob:fixed", ("mean",), _IMAGES, data="grey"),
     _likelihood("laplace_log_prob", ("mean", "log_scale"), _IMAGES, _scalar, "grey"),
     _likelihood("discretized_logistic_log_prob", ("mean", "log_scale"), _IMAGES, data="grey"),
+    _likelihood("poisson_log_prob", ("mean",), _GENES, data="counts"),
+    _likelihood("negative_binomial_log_prob", ("mean", "theta"), _GENES, _genes, "counts"),
+    _likelihood(
+        "zero_inflated_negative_binomial_log_prob",
+        ("mean", "theta", "zero_logits"),
+        _GENES,
+        _genes,
+        "counts",
+    ),
 )
 
 
@@ -245,6 +260,8 @@ for _name, _text in (
     ("1x32x21x60x104-halves", "as the encoder gives them"),
     ("128x784", "MNIST likelihood"),
     ("64x3x64x64", "image likelihood"),
+    ("128x2000", "variable genes of single cells"),
+    ("128x10000", "all genes of single cells"),
     ("1024x128", "wide latent"),
     ("128x64", f"{SAMPLES} samples of it"),
     ("64x16384", "large"),
@@ -325,4 +342,8 @@ TARGETS: dict[tuple[str, str], dict[str, float]] = {
     ("kl_divergence", "64x16384"): {"eager": 6, "compile": 1.5},
     ("gaussian_log_prob:elementwise", "64x16384"): {"eager": 6, "compile": 1.2},
     ("gaussian_log_prob:sigma", "64x16384"): {"eager": 5, "compile": 1.1},
+    ("negative_binomial_log_prob", "128x2000"): {"eager": 9, "compile": 5},
+    ("negative_binomial_log_prob", "128x10000"): {"eager": 9, "compile": 5},
+    ("zero_inflated_negative_binomial_log_prob", "128x2000"): {"eager": 10, "compile": 6},
+    ("zero_inflated_negative_binomial_log_prob", "128x10000"): {"eager": 10, "compile": 6},
 }

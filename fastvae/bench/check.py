@@ -29,6 +29,9 @@ _TOLERANCE = {
     torch.float16: 0.02,
     torch.bfloat16: 0.1,
 }
+# The usual formulas of counts take differences of gamma functions, which torch.compile computes to
+# fewer digits still. What fastvae makes is held to the definition in tests/test_counts.py.
+_GAMMAS = 30
 _ENOUGH = 2**20  # elements: where rows do not depend on each other, no more of them are checked
 
 
@@ -79,6 +82,8 @@ def check(
     else:
         right = _definition(case, tensors, [some(y) for y in outputs])
     tolerance = _TOLERANCE[case.dtype]
+    if case.op.data == "counts":
+        tolerance *= _GAMMAS
     for name, y, value in zip(case.op.outputs, outputs, right, strict=True):
         _compare(name, some(y), value.detach(), tolerance)
     if grads is not None:

@@ -56,6 +56,22 @@ def make_inputs(case: Case, cache_bytes: int, seed: int = 0, *, warm: bool = Fal
     return Inputs(tuple(_make_set(case, generator) for _ in range(count)), in_cache)
 
 
+def _counts(
+    case: Case, size: tuple[int, ...], normals: list[Tensor], generator: torch.Generator
+) -> list[Tensor]:
+    """Of genes whose means differ by some e, a ninth of them above 0; dispersions around 1."""
+    given = dict(zip(case.op.inputs, (t.double() for t in normals), strict=True))
+    gene = torch.randn(size[1:], generator=generator, device=case.device, dtype=torch.float64)
+    given["mean"] = torch.exp(0.7 * given["mean"] + gene - 2.8)
+    rate = given["mean"]
+    if "theta" in given:
+        given["theta"] = torch.exp(given["theta"])
+        gamma = torch._standard_gamma(given["theta"].expand(size), generator)
+        rate = rate * gamma / given["theta"]
+    given["x"] = torch.poisson(rate, generator)
+    return [t.to(case.dtype) for t in given.values()]
+
+
 def _make_set(case: Case, generator: torch.Generator) -> tuple[Level, ...]:
     def normal(operand: str, size: tuple[int, ...]) -> Tensor:
         t = torch.randn(
@@ -71,7 +87,9 @@ def _make_set(case: Case, generator: torch.Generator) -> tuple[Level, ...]:
     levels = []
     for size in case.shape.sizes:
         tensors = [normal(name, size) for name in case.op.inputs]
-        if case.op.data != "normal":
+        if case.op.data == "counts":
+            tensors = _counts(case, size, tensors, generator)
+        elif case.op.data != "normal":
             top = 1 if case.op.data == "binary" else 255
             uniform = torch.special.ndtr(tensors[0].float())
             tensors[0] = ((uniform * top).round() / top).to(case.dtype)

@@ -26,7 +26,9 @@ from torch.distributions import (
     ContinuousBernoulli,
     Independent,
     Laplace,
+    NegativeBinomial,
     Normal,
+    Poisson,
     kl_divergence,
 )
 from torch.nn import functional as F
@@ -66,6 +68,8 @@ TITLES = {
 }
 
 Function = Callable[..., Any]
+
+_EPS = 1e-8  # scvi-tools'
 
 
 class Program:
@@ -158,10 +162,14 @@ def unavailable(peer: str, case: Case) -> str:
         return "there is none"
     if peer == "distributions" and case.op.function.startswith("discretized_logistic"):
         return "torch.distributions has none"
+    if peer == "distributions" and case.op.function.startswith("zero_inflated"):
+        return "torch.distributions has none"
     if peer == "distributions" and case.op.function.startswith("continuous_bernoulli"):
         return "that of torch.distributions is off by more than the check allows"
-    if peer != FUSED and case.dtype.itemsize == 2 and case.op.data == "grey":
+    if peer != FUSED and case.dtype.itemsize == 2 and case.op.data in ("grey", "counts"):
         return "in a half type its formula keeps no digits"
+    if peer != FUSED and case.dtype == torch.float64 and "negative_binomial" in case.op.name:
+        return "its epsilon is visible in float64"
     if peer == "jax":
         if importlib.util.find_spec("jax") is None:
             return "JAX is not installed"
@@ -249,6 +257,10 @@ IDIOMS: dict[str, tuple[str, Function]] = {
     "bernoulli_nll_loss": (
         "F.binary_cross_entropy_with_logits(reduction='sum')",
         lambda x, logits: F.binary_cross_entropy_with_logits(logits, x, reduction="sum"),
+    ),
+    "poisson_nll_loss": (
+        "F.poisson_nll_loss(log_input=False, reduction='sum')",
+        lambda x, mean: F.poisson_nll_loss(mean, x, log_input=False, reduction="sum"),
     ),
     "laplace_nll_loss:fixed": (
         "F.l1_loss(reduction='sum')",
@@ -338,7 +350,42 @@ class Formulas(Library):
         inside = first + last + self.lib.log(-self.lib.expm1(-2 * half * precision))
         return _rows(where(x < half, first, where(x > 1 - half, last, inside)))
 
+    # Counts as scvi-tools 1.4 writes them, term by term.
+
+    def poisson_log_prob(self, x: Any, mean: Any) -> Any:
+        return _rows(x * self.lib.log(mean) - mean - self._lgamma(x + 1))
+
+    def negative_binomial_log_prob(self, x: Any, mean: Any, theta: Any) -> Any:
+        log, eps = self.lib.log, _EPS
+        odds = log(theta + mean + eps)
+        value = theta * (log(theta + eps) - odds) + x * (log(mean + eps) - odds)
+        return _rows(value + self._gammas(x, theta))
+
+    def zero_inflated_negative_binomial_log_prob(
+        self, x: Any, mean: Any, theta: Any, zero_logits: Any
+    ) -> Any:
+        log, eps = self.lib.log, _EPS
+        softplus = self._softplus(-zero_logits)
+        odds = log(theta + mean + eps)
+        at_0 = theta * (log(theta + eps) - odds) - zero_logits
+        zero = self._softplus(at_0) - softplus
+        above = at_0 - softplus + x * (log(mean + eps) - odds) + self._gammas(x, theta)
+        return _rows(self._mask(x < eps, x) * zero + self._mask(x > eps, x) * above)
+
+    def _mask(self, condition: Any, like: Any) -> Any:
+        return condition.type_as(like) if self.lib is torch else condition.astype(like.dtype)
+
+    def _gammas(self, x: Any, theta: Any) -> Any:
+        return self._lgamma(x + theta) - self._lgamma(theta) - self._lgamma(x + 1)
+
     # PyTorch has functions for these.
+
+    def _lgamma(self, t: Any) -> Any:
+        if self.lib is torch:
+            return torch.lgamma(t)
+        from jax.scipy.special import gammaln
+
+        return gammaln(t)
 
     def _bernoulli(self, x: Any, logits: Any) -> Any:
         if self.lib is torch:
@@ -384,6 +431,13 @@ class Distributions(Library):
     def laplace_log_prob(self, x: Tensor, mean: Tensor, log_scale: Tensor | None = None) -> Tensor:
         scale = 1.0 if log_scale is None else torch.exp(log_scale)
         return Independent(Laplace(mean, scale), x.dim() - 1).log_prob(x)
+
+    def poisson_log_prob(self, x: Tensor, mean: Tensor) -> Tensor:
+        return Independent(Poisson(mean), x.dim() - 1).log_prob(x)
+
+    def negative_binomial_log_prob(self, x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+        logits = torch.log(mean) - torch.log(theta)
+        return Independent(NegativeBinomial(theta, logits=logits), x.dim() - 1).log_prob(x)
 
 
 def _gaussian(mu: Tensor, logvar: Tensor) -> Any:

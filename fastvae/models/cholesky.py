@@ -40,7 +40,7 @@ class CholeskyGaussian(Distribution):
     has_rsample = True
 
     def __init__(self, mu: Tensor, scale_tril: Tensor) -> None:
-        tensor_arguments(mu=mu)
+        (mu,), _ = tensor_arguments(mu=mu)
         if scale_tril.shape[-2:] != (*mu.shape[-1:], *mu.shape[-1:]):
             raise ValueError(
                 f"scale_tril has shape {list(scale_tril.shape)}; want two last dimensions of "

@@ -75,10 +75,12 @@ class DiagonalGaussian(Distribution):
             TypeError: `params` is no floating-point tensor.
             ValueError: it has no dimension `dim`, or that dimension's size is odd.
         """
-        tensor_arguments(params=params)
-        if not isinstance(params, Tensor) or not -params.dim() <= dim < params.dim():
-            ndim = params.dim() if isinstance(params, Tensor) else 0
-            raise ValueError(f"dim is {dim}; want a dimension of params, which has {ndim}")
+        if isinstance(params, Tensor):
+            (params,), _ = tensor_arguments(params=params)
+        else:
+            raise TypeError(f"params is a {type(params).__name__}; want a tensor")
+        if not -params.dim() <= dim < params.dim():
+            raise ValueError(f"dim is {dim}; want a dimension of params, which has {params.dim()}")
         if params.shape[dim] % 2:
             raise ValueError(
                 f"params has shape {list(params.shape)}; want an even size along dimension {dim}, "

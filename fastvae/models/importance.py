@@ -138,7 +138,7 @@ def log_weights(
         generator=generator,
     )
     decoded = model.decode(z, condition, sample_ndim=1)
-    log_likelihood = model.likelihood.log_prob(x, decoded)
+    log_likelihood = model.log_prob(x, decoded, condition)
     return LogWeights(z, decoded, log_likelihood, log_ratio, through)
 
 

@@ -101,14 +101,14 @@ class ELBO:
         if self.samples == 1 and exact and not elementwise:  # one fused op
             z, kl = model.prior.rsample_kl(q, condition, **noise)
             decoded = model.decode(z, condition)
-            log_likelihood = model.likelihood.log_prob(x, decoded)
+            log_likelihood = model.log_prob(x, decoded, condition)
             return self._output(z, decoded, log_likelihood, kl)
 
         closed = model.prior.kl(q, condition, elementwise=elementwise) if exact else None
         if closed is not None:
             z = q.rsample((self.samples,), **noise)
             decoded = model.decode(z, condition, sample_ndim=1)
-            log_likelihood = model.likelihood.log_prob(x, decoded)
+            log_likelihood = model.log_prob(x, decoded, condition)
             kl = closed
         elif elementwise:
             raise ValueError(

@@ -135,6 +135,11 @@ class VAE(nn.Module):
             condition = condition.expand(*shape, *condition.shape[1:]).flatten(0, sample_ndim)
         return self.decode(flat, condition).unflatten(0, shape)
 
+    def log_prob(self, x: Tensor, decoded: Tensor, condition: Any = None) -> Tensor:
+        """ln p(x | z) in nats, [B] or [..., B], from the decoder's output."""
+        context = self.likelihood.context(condition, x)
+        return self.likelihood.log_prob(x, decoded, **context)
+
     def forward(
         self,
         x: Tensor,
@@ -161,7 +166,8 @@ class VAE(nn.Module):
     def reconstruct(self, x: Tensor, condition: Any = None) -> Tensor:
         """E[x | z] at the mode of q(z | x): x without noise."""
         mode = self.encode(x, condition).mode
-        return self.likelihood.mean(self.decode(mode, condition))
+        context = self.likelihood.context(condition, x)
+        return self.likelihood.mean(self.decode(mode, condition), **context)
 
     def sample_latent(
         self,
@@ -216,11 +222,12 @@ class VAE(nn.Module):
             n, condition, temperature=temperature, seed=seed, generator=generator
         )
         decoded = self.decode(z, condition)
+        context = self.likelihood.context(condition)
         if not noise:
-            return self.likelihood.mean(decoded)
+            return self.likelihood.mean(decoded, **context)
         if seed is not None:
             seed = ~seed  # another stream than z's
-        return self.likelihood.sample(decoded, seed=seed, generator=generator)
+        return self.likelihood.sample(decoded, seed=seed, generator=generator, **context)
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, other: Tensor, steps: int = 8) -> Tensor:

@@ -1,6 +1,14 @@
 """The ops: one module a family, in which each is read from top to bottom."""
 
 from .bounds import Bound
+from .counts import (
+    negative_binomial_log_prob,
+    negative_binomial_nll_loss,
+    poisson_log_prob,
+    poisson_nll_loss,
+    zero_inflated_negative_binomial_log_prob,
+    zero_inflated_negative_binomial_nll_loss,
+)
 from .gaussian import (
     gaussian_log_prob,
     gaussian_nll_loss,
@@ -45,7 +53,13 @@ __all__ = [
     "kl_divergence",
     "laplace_log_prob",
     "laplace_nll_loss",
+    "negative_binomial_log_prob",
+    "negative_binomial_nll_loss",
+    "poisson_log_prob",
+    "poisson_nll_loss",
     "rsample",
     "rsample_kl",
     "rsample_log_ratio",
+    "zero_inflated_negative_binomial_log_prob",
+    "zero_inflated_negative_binomial_nll_loss",
 ]

@@ -32,24 +32,31 @@ __all__ = [
 TensorLike = Tensor | float
 
 PARAMS = ("logvar", "log_std", "std", "var")  # in the order of the kernels' codes
-_CODES = {name: code for code, name in enumerate(PARAMS)}
 # The kernels follow this many dimensions that alternate between broadcast and not (csrc/plan.h).
 _MAX_BROADCAST_NDIM = 7
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_WHOLE_DTYPES = (
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 
 
-def check_param(param: str) -> int:
+def check_param(param: str, params: Sequence[str] = PARAMS) -> int:
     """The kernels' code of a parameterization.
 
     Raises:
-        ValueError: `param` is not one of `PARAMS`.
+        ValueError: `param` is not one of `params`.
     """
-    try:
-        return _CODES[param]
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"param is {param!r}; want one of {', '.join(map(repr, PARAMS))}"
-        ) from None
+    if param not in params:
+        raise ValueError(f"param is {param!r}; want one of {', '.join(map(repr, params))}")
+    return params.index(param)
 
 
 def check_bound(bound: Bound | None, param: str) -> Numbers | None:
@@ -96,15 +103,13 @@ def event_dims(event_ndim: int | None, ndim: int) -> int:
 def tensor_arguments(**arguments: TensorLike) -> tuple[list[Tensor], torch.Size]:
     """Floating-point tensors of one dtype and device, and the shape they broadcast to.
 
-    Under autocast, where layers give half types and data stays float32, dtypes may differ: the
-    widest is taken.
+    Dtypes promote as PyTorch's do: the widest is taken. Integers and booleans count as float32.
 
-    Python numbers become 0-d tensors like the first tensor; with no tensor at all, they take
-    PyTorch's default dtype. The tensors keep their own shapes: kernels broadcast while reading.
+    Python numbers become 0-d tensors of that dtype; with no tensor at all, they take PyTorch's
+    default dtype. The tensors keep their own shapes: kernels broadcast while reading.
 
     Raises:
-        TypeError: an argument is no tensor or number, or not of a supported floating dtype, or the
-            dtypes differ.
+        TypeError: an argument is no tensor or number, or of another dtype, such as complex.
         ValueError: the devices differ, or the shapes do not broadcast.
     """
     first, *others = arguments.values()
@@ -156,32 +161,22 @@ def log_prob_arguments(
 
 
 def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Size]:
-    given = ((name, value) for name, value in arguments.items() if isinstance(value, Tensor))
+    given = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     default = "the default", torch.empty((), dtype=torch.get_default_dtype())
-    first_name, first = next(given, default)
-    # PyTorch has no autocast for meta tensors, and an error for the question.
-    promotes = not first.is_meta and torch.is_autocast_enabled(first.device.type)
+    first_name, first = next(iter(given.items()), default)
+    dtypes = [_computing_dtype(name, value.dtype) for name, value in given.items()]
+    widest = functools.reduce(torch.promote_types, dtypes or [first.dtype])
     tensors: list[Tensor] = []
     for name, value in arguments.items():
         if isinstance(value, Real):
-            value = torch.full((), float(value), dtype=first.dtype, device=first.device)
+            value = torch.full((), float(value), dtype=widest, device=first.device)
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}; want a tensor or a number")
-        if value.dtype not in _DTYPES:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"{name} has dtype {value.dtype}; want one of {names}")
-        if value.dtype != first.dtype and not promotes:
-            raise TypeError(
-                f"{name} has dtype {value.dtype}, {first_name} has {first.dtype}; want one dtype"
-            )
         if value.device != first.device:
             raise ValueError(
                 f"{name} is on {value.device}, {first_name} on {first.device}; want one device"
             )
-        tensors.append(value)
-    if promotes:
-        widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-        tensors = [tensor.to(widest) for tensor in tensors]
+        tensors.append(value.to(widest))
     try:
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
         if len(shape) > _MAX_BROADCAST_NDIM:
@@ -192,6 +187,15 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
             f"{name} {list(tensor.shape)}" for name, tensor in zip(arguments, tensors, strict=True)
         )
         raise ValueError(f"shapes do not broadcast: {shapes}") from None
+
+
+def _computing_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    if dtype in _DTYPES:
+        return dtype
+    if dtype in _WHOLE_DTYPES:
+        return torch.float32  # in which they are exact up to 2^24; half types end at 2^8 and 2^11
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+    raise TypeError(f"{name} has dtype {dtype}; want one of {names}, or integers as data")
 
 
 def check_sample_shape(sample_shape: Sequence[int]) -> torch.Size:

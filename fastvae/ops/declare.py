@@ -9,7 +9,7 @@ makes an op of it (`op.py`) and of its definition, a function of tensors, elemen
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from fastvae import backend
 
-from .arguments import check_reduction
+from .arguments import PARAMS, check_reduction
 from .op import OPS, Op, Request
 
 __all__ = ["declare", "definition_of", "loss_of"]
@@ -29,7 +29,9 @@ R = TypeVar("R")
 _DEFINITIONS: dict[Callable[..., Any], Callable[..., Any]] = {}  # by public function
 
 
-def declare(formula: Callable[..., R]) -> Callable[[Callable[P, Request]], Callable[P, R]]:
+def declare(
+    formula: Callable[..., R], *, params: Sequence[str] = PARAMS
+) -> Callable[[Callable[P, Request]], Callable[P, R]]:
     """Makes an op of a function that checks its arguments, and that has its kernel's name.
 
     Args:
@@ -38,10 +40,11 @@ def declare(formula: Callable[..., R]) -> Callable[[Callable[P, Request]], Calla
             applied, and what its keyword-only parameters name: `eps`, standard normals; `param`;
             other settings of the op. It returns a sample, a value that is then summed over events,
             or both.
+        params: the values of `param`, in the order of the kernels' codes.
     """
 
     def decorate(request: Callable[P, Request]) -> Callable[P, R]:
-        op = OPS[request.__name__] = Op(request.__name__, formula, request)
+        op = OPS[request.__name__] = Op(request.__name__, formula, request, params)
         signature = inspect.signature(request)
         signature = signature.replace(
             return_annotation=inspect.signature(formula).return_annotation

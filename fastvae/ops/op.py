@@ -18,7 +18,6 @@ from torch import Tensor
 from fastvae import backend
 
 from . import noise
-from .arguments import PARAMS
 from .bounds import Bound
 from .elements import computed_in, event_sum
 from .graph import Kernels
@@ -37,7 +36,9 @@ OPS: dict[str, Op[Any]] = {}
 
 def has_kernels(tensor: Tensor) -> bool:
     """Whether the native path serves a tensor's device now."""
-    return backend.native_enabled() and (tensor.is_cpu or (tensor.is_cuda and backend.HAS_CUDA))
+    return backend.native_enabled() and (
+        (tensor.is_cpu and backend.HAS_CPU) or (tensor.is_cuda and backend.HAS_CUDA)
+    )
 
 
 class Op(Generic[R]):
@@ -52,9 +53,14 @@ class Op(Generic[R]):
     """
 
     def __init__(
-        self, name: str, formula: Callable[..., R], request: Callable[..., Request]
+        self,
+        name: str,
+        formula: Callable[..., R],
+        request: Callable[..., Request],
+        params: Sequence[str],
     ) -> None:
         self.name = name
+        self._params = params
         self.request = request
         self._formula = formula
         parameters = inspect.signature(formula).parameters.values()
@@ -103,7 +109,7 @@ class Op(Generic[R]):
         sample_shape = tuple(settings.get("sample_shape", ()))
         values = dict(settings)
         if "param" in values:
-            values["param"] = PARAMS[values["param"]]
+            values["param"] = self._params[values["param"]]
         if "seed" in values:
             seed = noise.draw(first.device) if values["seed"] is None else values["seed"]
             eps = noise.noise(seed, shape, sample_shape=sample_shape)

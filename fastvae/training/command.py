@@ -24,7 +24,7 @@ from ..files import write_csv, write_json
 from ..ops import has_kernels
 from . import checkpoint, data, parallel
 from .options import SWEEPS, add_arguments
-from .settings import Settings
+from .settings import COUNTS, Settings
 from .trainer import COLUMNS, Trainer
 
 __all__ = ["add_arguments", "main"]
@@ -118,7 +118,7 @@ def _single(
         _attempt(arguments, "--resume", checkpoint.load, folder / CHECKPOINT) if resume else None
     )
     settings = _settings(arguments, state)
-    dataset = _attempt(arguments, "--data", _dataset, settings.data, state)
+    dataset = _attempt(arguments, "--data", _dataset, settings, state)
     device = _attempt(arguments, "--device", _device, arguments.device)
     trainer = Trainer(settings, dataset.x, device)
     if state is None:
@@ -233,9 +233,10 @@ def _settings(arguments: argparse.Namespace, state: dict[str, Any] | None) -> Se
         raise
 
 
-def _dataset(source: str, state: dict[str, Any] | None) -> data.Dataset:
+def _dataset(settings: Settings, state: dict[str, Any] | None) -> data.Dataset:
     """The data set, which must be that of the resumed run."""
-    dataset = data.load(source)
+    source = settings.data
+    dataset = data.load(source, counts=settings.likelihood in COUNTS)
     if state is not None and state["data"] != dataset.fingerprint():
         raise ValueError(
             f"{source} has shape and checksum {dataset.fingerprint()}; want the resumed run's "

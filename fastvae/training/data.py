@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .counts import checked
+
 __all__ = ["DIGITS", "Dataset", "load"]
 
 DIGITS = "digits"
@@ -33,7 +35,7 @@ class Dataset(NamedTuple):
         return f"{list(self.x.shape)} {zlib.crc32(self.x.numpy().data):08x}"
 
 
-def load(source: str) -> Dataset:
+def load(source: str, *, counts: bool = False) -> Dataset:
     """The data set that `--data` names.
 
     Args:
@@ -42,7 +44,10 @@ def load(source: str) -> Dataset:
             - an .npy file, or an .npz file with `x` and perhaps labels `y` (or `x_train`,
               `y_train`, or a single array): [N, D], [N, H, W], [N, C, H, W] or [N, H, W, C]; uint8
               is scaled to [0, 1], bool and floating-point values are taken as they are;
-            - a folder of images of one size, scaled to [0, 1]; names of subfolders are labels.
+            - a folder of images of one size, scaled to [0, 1]; names of subfolders are labels;
+            - for counts, also an .npz file of a SciPy sparse matrix, or an .h5ad file (with
+              anndata), whose layer "counts" is taken if it has one.
+        counts: numbers of any type are taken as they are, and must be counts.
 
     Raises:
         OSError: there is no such file or folder, or an image cannot be read.
@@ -52,19 +57,31 @@ def load(source: str) -> Dataset:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        return Dataset(_examples(DIGITS, digits.images / 16), digits.target)
+        grey = digits.images if counts else digits.images / 16
+        return Dataset(_examples(DIGITS, grey), digits.target)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(
             f"{source!r} does not exist; want '{DIGITS}', an .npz or .npy file, or a folder of "
             "images"
         )
-    x, labels = _load_folder(path) if path.is_dir() else _load_arrays(path)
+    if path.is_dir():
+        x, labels = _load_folder(path)
+    elif path.suffix == ".h5ad":
+        x, labels = _load_anndata(path), None
+    else:
+        x, labels = _load_arrays(path)
     if labels is not None and labels.shape != x.shape[:1]:
         raise ValueError(
             f"{source} has labels of shape {list(labels.shape)}; want {list(x.shape[:1])}"
         )
-    return Dataset(_examples(source, x), labels)
+    if not counts:
+        return Dataset(_examples(source, x), labels)
+    if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_) or np.iscomplexobj(x):
+        raise ValueError(f"{source} has dtype {x.dtype}; want counts")
+    examples = _examples(source, np.asarray(x, np.float32))
+    checked(source, examples)
+    return Dataset(examples, labels)
 
 
 def _load_arrays(path: Path) -> tuple[Array, Array | None]:
@@ -74,6 +91,8 @@ def _load_arrays(path: Path) -> tuple[Array, Array | None]:
             return loaded, None
         with loaded:
             names = loaded.files
+            if {"format", "shape", "data"} <= set(names):
+                return _load_sparse(path), None
             for x, y in _NAMES:
                 if x in names:
                     return loaded[x], loaded[y] if y in names else None
@@ -82,6 +101,25 @@ def _load_arrays(path: Path) -> tuple[Array, Array | None]:
     except (ValueError, EOFError, zipfile.BadZipFile):
         raise ValueError(f"{path} is not readable; want an .npz or .npy file of numbers") from None
     raise ValueError(f"{path} holds the arrays {names}; want one named 'x', or a single one")
+
+
+def _load_sparse(path: Path) -> Array:
+    from scipy import sparse  # which scikit-learn needs too
+
+    matrix: Array = sparse.load_npz(path).toarray()
+    return matrix
+
+
+def _load_anndata(path: Path) -> Array:
+    try:
+        import anndata
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{path} needs anndata; want pip install 'fastvae-kernels[counts]'"
+        ) from None
+    data = anndata.read_h5ad(path)
+    x = data.layers.get("counts", data.X)
+    return np.asarray(x.toarray() if hasattr(x, "toarray") else x)
 
 
 def _load_folder(path: Path) -> tuple[Array, Array | None]:
@@ -115,7 +153,10 @@ def _examples(name: str, x: Array) -> Tensor:
     if x.dtype == np.uint8:
         x = x / np.float32(255)
     elif not (x.dtype == np.bool_ or np.issubdtype(x.dtype, np.floating)):
-        raise ValueError(f"{name} has dtype {x.dtype}; want uint8, bool or floating-point")
+        raise ValueError(
+            f"{name} has dtype {x.dtype}; want uint8, bool or floating-point, or a likelihood of "
+            "counts"
+        )
     with np.errstate(over="ignore"):  # what is too large for float32 is reported below
         x = np.ascontiguousarray(x, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))

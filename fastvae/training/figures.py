@@ -15,7 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from ..models.likelihoods import NegativeBinomial, Poisson
 from ..models.vae import VAE
+from .counts import Statistics, replicate
 
 __all__ = ["draw", "draw_images"]
 
@@ -35,7 +37,8 @@ def draw(
     *,
     seed: int = 0,
 ) -> None:
-    """Draw the loss curve, the latent plane, reconstructions beside originals and prior samples.
+    """Draw the loss curve and the latent plane; and of images reconstructions beside originals and
+    prior samples, of counts mean, variance and share of zeros beside those of the model's.
 
     Args:
         path: of the picture.
@@ -49,17 +52,47 @@ def draw(
     axes = figure.subplots(2, 2, height_ratios=(4, 5))
     _draw_loss(axes[0, 0], history)
     _draw_latent_plane(axes[0, 1], model.encode(x[:_POINTS]).mode.cpu().numpy(), labels)
+    if isinstance(model.likelihood, Poisson | NegativeBinomial):
+        _draw_counts(axes[1, 0], axes[1, 1], model, x[:_POINTS], seed)
+    else:
+        _draw_examples(axes[1, 0], axes[1, 1], model, x, seed)
+    figure.savefig(path, dpi=120)
 
+
+def _draw_examples(left: Axes, right: Axes, model: VAE, x: Tensor, seed: int) -> None:
     shown = x[: _ROWS // 2 * _COLUMNS]
     lowest, highest = x.min().item(), x.max().item()
     pairs = zip(shown.split(_COLUMNS), model.reconstruct(shown).split(_COLUMNS), strict=True)
     rows = [row for pair in pairs for row in pair]
     samples = model.sample(_ROWS * _COLUMNS, seed=seed)
-    axes[1, 0].set_title("held-out originals, each above its reconstruction")
-    draw_images(axes[1, 0], rows, lowest, highest)
-    axes[1, 1].set_title("samples from the prior")
-    draw_images(axes[1, 1], list(samples.split(_COLUMNS)), lowest, highest)
-    figure.savefig(path, dpi=120)
+    left.set_title("held-out originals, each above its reconstruction")
+    draw_images(left, rows, lowest, highest)
+    right.set_title("samples from the prior")
+    draw_images(right, list(samples.split(_COLUMNS)), lowest, highest)
+
+
+def _draw_counts(left: Axes, right: Axes, model: VAE, x: Tensor, seed: int) -> None:
+    data = Statistics.of(x.cpu())
+    drawn = Statistics.of(replicate(model, x, seed=seed).cpu())
+    for statistics, name, colour in ((data, "data", "C0"), (drawn, "model", "C1")):
+        shown = (statistics.mean > 0) & (statistics.variance > 0)
+        left.scatter(
+            statistics.mean[shown], statistics.variance[shown], s=9, alpha=0.5, c=colour, label=name
+        )
+    low, high = data.mean[data.mean > 0].min().item(), data.mean.max().item()
+    left.plot([low, high], [low, high], "k--", lw=1, label="variance = mean (Poisson)")
+    left.set(xscale="log", yscale="log", xlabel="mean of a gene", ylabel="variance of a gene")
+    left.set_title("mean and variance of each gene")
+    left.grid(alpha=0.3)
+    left.legend()
+    right.scatter(data.zeros, drawn.zeros, s=9, alpha=0.5)
+    right.plot([0, 1], [0, 1], "k--", lw=1)
+    right.set(xlabel="share of zeros of a gene: data", ylabel="model")
+    right.set_title(
+        f"zeros: {data.zeros.mean().item():.1%} of the data, {drawn.zeros.mean().item():.1%} of "
+        "the model's"
+    )
+    right.grid(alpha=0.3)
 
 
 def _draw_loss(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:

@@ -49,7 +49,12 @@ def _sigma(text: str) -> float | str:
 # Name, type or choices, help. Each is a field of `Settings`, from which the default is.
 _SETTINGS: dict[str, tuple[tuple[str, Callable[[str], Any] | tuple[str, ...], str], ...]] = {
     "data and training": (
-        ("data", str, "'digits', an .npz or .npy array, or a folder of images"),
+        (
+            "data",
+            str,
+            "'digits', an .npz or .npy array, a folder of images; for counts also a sparse .npz, "
+            "or an .h5ad file",
+        ),
         ("epochs", _WHOLE, "passes over the data, those before --resume included"),
         ("batch-size", _WHOLE, "examples in a step"),
         ("lr", _POSITIVE, "learning rate of Adam"),

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,9 +14,11 @@ from ..models import likelihoods, objectives, penalties, priors
 from ..models.cholesky import CholeskyGaussian
 from ..models.vae import VAE
 from ..ops.bounds import Bound
+from .counts import LogCounts
 from .data import DIGITS
 
 __all__ = [
+    "COUNTS",
     "LIKELIHOODS",
     "LR_SCHEDULES",
     "OBJECTIVES",
@@ -36,7 +39,12 @@ LIKELIHOODS = (
     "logistic",
     "logistic-mixture",
     "categorical",
+    "poisson",
+    "nb",
+    "zinb",
 )
+COUNTS = ("poisson", "nb", "zinb")
+"""Those of `LIKELIHOODS` whose data are counts."""
 SIGMAS = ("learned", "channel", "pixel", "decoder", "optimal")
 OBJECTIVES = ("elbo", "stl", "iwae", "dreg")
 PRIORS = ("standard", "learned", "mixture", "vamp")
@@ -109,17 +117,22 @@ def build_model(x: Tensor, settings: Settings) -> VAE:
     sets or devices grow until the loss curves part.
 
     Args:
-        x: the training data, [N, ...]; only its shape counts, but for a VampPrior, whose
-            pseudo-inputs are at first the first examples.
+        x: the training data, [N, ...]; only its shape matters, but for a VampPrior, whose
+            pseudo-inputs are at first the first examples, and for counts, whose median total is
+            that of samples.
     """
     shape, latent = x.shape[1:], settings.latent_dim
     full = settings.posterior == "full"
     params = latent * (latent + 3) // 2 if full else 2 * latent
     hidden = [settings.hidden] * settings.layers
-    likelihood = _likelihood(shape, settings)
+    likelihood = _likelihood(x, settings)
     outputs = likelihood.outputs
     model = VAE(
-        nn.Sequential(nn.Flatten(), *_layers([shape.numel(), *hidden, params])),
+        nn.Sequential(
+            *([LogCounts()] if settings.likelihood in COUNTS else []),
+            nn.Flatten(),
+            *_layers([shape.numel(), *hidden, params]),
+        ),
         nn.Sequential(
             *_layers([latent, *hidden, outputs * shape.numel()]),
             nn.Unflatten(1, (outputs * shape[0], *shape[1:])),
@@ -145,8 +158,16 @@ def _layers(sizes: list[int]) -> list[nn.Module]:
     return layers[:-1]
 
 
-def _likelihood(shape: tuple[int, ...], settings: Settings) -> likelihoods.Likelihood:
-    sigma, bins = settings.sigma, settings.bins
+def _likelihood(x: Tensor, settings: Settings) -> likelihoods.Likelihood:
+    shape, sigma, bins = x.shape[1:], settings.sigma, settings.bins
+    if settings.likelihood in COUNTS:
+        total = x.flatten(1).sum(1).median().clamp(min=1).item()
+        library: dict[str, Any] = {"library": "observed", "library_size": total}
+        if settings.likelihood == "poisson":
+            return likelihoods.Poisson(**library)
+        if settings.likelihood == "nb":
+            return likelihoods.NegativeBinomial(shape, **library)
+        return likelihoods.ZeroInflatedNegativeBinomial(shape, **library)
     if settings.likelihood == "gaussian" and not isinstance(sigma, str):
         return likelihoods.Gaussian(sigma)
     floor = Bound(2 * math.log(settings.min_sigma), math.inf, "soft")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..ops import draw_seed
 from . import parallel
-from .settings import Settings, annealing, build_model, lr_schedule
+from .counts import Statistics, replicate
+from .settings import COUNTS, Settings, annealing, build_model, lr_schedule
 
 __all__ = ["COLUMNS", "Trainer"]
 
@@ -163,12 +164,17 @@ class Trainer:
             for seed, batch in enumerate(x.split(self.settings.batch_size))
         ]
         value, error, ess = (torch.cat(parts) for parts in zip(*estimates, strict=True))
+        counts = {}
+        if self.settings.likelihood in COUNTS:
+            model = Statistics.of(replicate(self.model, x)).summary()
+            counts = {"counts": {"data": Statistics.of(x).summary(), "model": model}}
         return {
             **self.model.report(x, seed=0).as_dict(),
             "log_likelihood": value.mean().item(),
             "log_likelihood_standard_error": error.square().sum().sqrt().item() / len(x),
             "log_likelihood_samples": n_samples,
             "effective_sample_size": ess.median().item(),
+            **counts,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ sigma) is trained with the rest of the model.
 """
 
 from .base import Likelihood
+from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from .gaussian import Gaussian, HeteroscedasticGaussian, LearnedGaussian, OptimalGaussian
 from .pixels import (
     Bernoulli,
@@ -28,5 +29,8 @@ __all__ = [
     "Laplace",
     "LearnedGaussian",
     "Likelihood",
+    "NegativeBinomial",
     "OptimalGaussian",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,12 @@ class Likelihood(nn.Module):
     draws: int = 1
     """How many normals it takes to sample one element."""
 
-    def log_prob(self, x: Tensor, decoded: Tensor) -> Tensor:
+    def context(self, condition: Any, x: Tensor | None = None) -> dict[str, Any]:
+        """What the three methods below are told beside the decoder's output, by keyword, of the
+        model's condition and, where there are any, the data: nothing, for most likelihoods."""
+        return {}
+
+    def log_prob(self, x: Tensor, decoded: Tensor, **context: Any) -> Tensor:
         """ln p(x | z) in nats.
 
         Args:
@@ -46,11 +52,11 @@ class Likelihood(nn.Module):
             )
         if x.is_floating_point():
             decoded = decoded.to(x.dtype)  # under autocast it is not x's
-        return self._log_prob(x, *self._parts(decoded, x.dim()))
+        return self._log_prob(x, *self._parts(decoded, x.dim()), **context)
 
-    def mean(self, decoded: Tensor) -> Tensor:
+    def mean(self, decoded: Tensor, **context: Any) -> Tensor:
         """E[x | z], [B, C, ...], from the decoder's output [B, outputs * C, ...]."""
-        return self._mean(*self._parts(decoded, decoded.dim()))
+        return self._mean(*self._parts(decoded, decoded.dim()), **context)
 
     @torch.no_grad()
     def sample(
@@ -59,24 +65,26 @@ class Likelihood(nn.Module):
         *,
         seed: Tensor | int | None = None,
         generator: torch.Generator | None = None,
+        **context: Any,
     ) -> Tensor:
         """x ~ p(x | z), [B, C, ...], without gradients; noise as in `fastvae.rsample`."""
         parts = self._parts(decoded, decoded.dim())
         zeros = torch.zeros_like(parts[0], dtype=torch.float64)
         eps = ops.rsample(zeros, 0.0, sample_shape=(self.draws,), seed=seed, generator=generator)
-        return self._sample(eps, *(part.double() for part in parts)).to(decoded.dtype)
+        sample = self._sample(eps, *(part.double() for part in parts), **context)
+        return sample.to(decoded.dtype)
 
     def _parts(self, decoded: Tensor, ndim: int) -> tuple[Tensor, ...]:
         """Views; `ndim` is x's number of dimensions."""
         return decoded.chunk(self.outputs, 1 - ndim) if self.outputs > 1 else (decoded,)
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+    def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         raise NotImplementedError
 
-    def _mean(self, *parts: Tensor) -> Tensor:
+    def _mean(self, *parts: Tensor, **context: Any) -> Tensor:
         raise NotImplementedError
 
-    def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
+    def _sample(self, eps: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         """From normals `eps`, [draws, B, C, ...]; in float64."""
         raise NotImplementedError
 

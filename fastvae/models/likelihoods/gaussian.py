@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class _Gaussian(Likelihood):
     def _bounded(self, logvar: Tensor) -> Tensor:
         return logvar if self.bound is None else self.bound(logvar)
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+    def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return self._log_prob_with(self._logvar(*parts), x, parts[0])
 
     def _log_prob_with(self, logvar: Tensor, x: Tensor, mean: Tensor) -> Tensor:
@@ -39,10 +40,10 @@ class _Gaussian(Likelihood):
             x, mean, logvar.to(x.dtype), bound=self.bound, event_ndim=x.dim() - 1
         )
 
-    def _mean(self, *parts: Tensor) -> Tensor:
+    def _mean(self, *parts: Tensor, **context: Any) -> Tensor:
         return parts[0]
 
-    def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
+    def _sample(self, eps: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return parts[0] + torch.exp(0.5 * self._bounded(self._logvar(*parts))) * eps[0]
 
     def extra_repr(self) -> str:
@@ -66,7 +67,9 @@ class Gaussian(_Gaussian):
         super().__init__()
         self.sigma = check_positive("sigma", sigma)
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:  # a number: no tensor is made
+    def _log_prob(
+        self, x: Tensor, *parts: Tensor, **context: Any
+    ) -> Tensor:  # a number: no tensor is made
         return ops.gaussian_log_prob(x, parts[0], self.sigma, param="std", event_ndim=x.dim() - 1)
 
     def _logvar(self, mean: Tensor, *others: Tensor) -> Tensor:
@@ -151,7 +154,7 @@ class OptimalGaussian(_Gaussian):
         self.register_buffer("mse", torch.ones(()))
         self.register_buffer("batches", torch.zeros(()))
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+    def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         if not self.training:
             return super()._log_prob(x, *parts)
         mse = (x - parts[0]).square().mean(dtype=torch.promote_types(x.dtype, torch.float32))

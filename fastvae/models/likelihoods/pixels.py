@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,13 @@ __all__ = [
 class Bernoulli(Likelihood):
     """x is 1 with probability s(l), l the decoder's output; see `fastvae.bernoulli_log_prob`."""
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+    def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return ops.bernoulli_log_prob(x, parts[0], event_ndim=x.dim() - 1)
 
-    def _mean(self, *parts: Tensor) -> Tensor:
+    def _mean(self, *parts: Tensor, **context: Any) -> Tensor:
         return torch.sigmoid(parts[0])
 
-    def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
+    def _sample(self, eps: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return (_logistic(eps[0]) < parts[0]).double()
 
 
@@ -39,13 +40,13 @@ class ContinuousBernoulli(Likelihood):
     """x in [0, 1] with a density proportional to e^{x l}, l the decoder's output; see
     `fastvae.continuous_bernoulli_log_prob`."""
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+    def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return ops.continuous_bernoulli_log_prob(x, parts[0], event_ndim=x.dim() - 1)
 
-    def _mean(self, *parts: Tensor) -> Tensor:
+    def _mean(self, *parts: Tensor, **context: Any) -> Tensor:
         return continuous_bernoulli_mean(parts[0])
 
-    def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
+    def _sample(self, eps: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         # The inverse of (e^{x l} - 1) / (e^l - 1); for l > 0 that of 1 - x: it cannot overflow.
         rate = -parts[0].abs()
         u = torch.special.ndtr(eps[0])
@@ -70,13 +71,13 @@ class Laplace(Likelihood):
         log_scale = torch.tensor(math.log(check_positive("scale", scale)))
         self.log_scale = nn.Parameter(log_scale, requires_grad=learned)
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+    def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return ops.laplace_log_prob(x, parts[0], self.log_scale.to(x.dtype), event_ndim=x.dim() - 1)
 
-    def _mean(self, *parts: Tensor) -> Tensor:
+    def _mean(self, *parts: Tensor, **context: Any) -> Tensor:
         return parts[0]
 
-    def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
+    def _sample(self, eps: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         # -ln of twice the smaller tail is the distance from the median in units of b.
         distance = -math.log(2) - torch.special.log_ndtr(-eps[0].abs())
         return parts[0] + torch.exp(self.log_scale) * eps[0].sign() * distance
@@ -120,15 +121,15 @@ class DiscretizedLogistic(_Levels):
     def __init__(self, bins: int = 256, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__(bins, low, high)
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+    def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return ops.discretized_logistic_log_prob(
             x, *parts, bins=self.bins, low=self.low, high=self.high, event_ndim=x.dim() - 1
         )
 
-    def _mean(self, *parts: Tensor) -> Tensor:
+    def _mean(self, *parts: Tensor, **context: Any) -> Tensor:
         return parts[0].clamp(self.low, self.high)
 
-    def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
+    def _sample(self, eps: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         mean, log_scale = parts
         return self._level(self._index(mean + torch.exp(log_scale) * _logistic(eps[0])))
 
@@ -163,7 +164,7 @@ class DiscretizedLogisticMixture(_Levels):
         logits, mean, log_scale = (torch.stack(parts[i * k : (i + 1) * k], -1) for i in range(3))
         return logits, mean, log_scale
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+    def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return ops.discretized_logistic_mixture_log_prob(
             x,
             *self._mixture(parts),
@@ -173,11 +174,11 @@ class DiscretizedLogisticMixture(_Levels):
             event_ndim=x.dim() - 1,
         )
 
-    def _mean(self, *parts: Tensor) -> Tensor:
+    def _mean(self, *parts: Tensor, **context: Any) -> Tensor:
         logits, mean, _ = self._mixture(parts)
         return (torch.softmax(logits, -1) * mean.clamp(self.low, self.high)).sum(-1)
 
-    def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
+    def _sample(self, eps: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         logits, mean, log_scale = self._mixture(parts)
         chosen = _choose(eps[1], logits).unsqueeze(-1)
         mean, log_scale = (t.gather(-1, chosen).squeeze(-1) for t in (mean, log_scale))
@@ -204,15 +205,15 @@ class Categorical(_Levels):
         super().__init__(bins, low, high)
         self.outputs = bins
 
-    def _log_prob(self, x: Tensor, *parts: Tensor) -> Tensor:
+    def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         index = self._index(x).long() if x.is_floating_point() else x
         return ops.categorical_log_prob(index, torch.stack(parts, -1), event_ndim=x.dim() - 1)
 
-    def _mean(self, *parts: Tensor) -> Tensor:
+    def _mean(self, *parts: Tensor, **context: Any) -> Tensor:
         levels = self._level(torch.arange(self.bins, device=parts[0].device))
         return (torch.softmax(torch.stack(parts, -1), -1) * levels.to(parts[0].dtype)).sum(-1)
 
-    def _sample(self, eps: Tensor, *parts: Tensor) -> Tensor:
+    def _sample(self, eps: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return self._level(_choose(eps[0], torch.stack(parts, -1)))
 
 
