@@ -19,7 +19,7 @@ from typing import Any
 
 import torch  # before the binary, whose undefined symbols are torch's
 
-__all__ = ["HAS_BINARY", "HAS_CPU", "HAS_CUDA", "info", "native_enabled", "use_backend"]
+__all__ = ["HAS_BINARY", "HAS_CPU", "HAS_CUDA", "info", "native_enabled", "use_backend", "version"]
 
 _CHOICES = ("native", "reference")
 _VARIABLE = "FASTVAE_BACKEND"
@@ -129,7 +129,7 @@ def info() -> dict[str, Any]:
     build = dict(_binary.build_info()) if _binary is not None else None
     devices = _cuda_devices()
     return {
-        "fastvae": _version(),
+        "fastvae": version(),
         "backend": "native" if _native else "reference",
         "reason": reason,
         "autograd": f"{'C++' if _nodes else 'Python'} nodes ({_nodes_reason})",
@@ -145,7 +145,8 @@ def info() -> dict[str, Any]:
     }
 
 
-def _version() -> str:
+def version() -> str:
+    """Of the installed distribution."""
     try:
         return importlib.metadata.version("fastvae-kernels")
     except importlib.metadata.PackageNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,11 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a sign that it lacks must not end a run
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(prog="python -m fastvae", description="Fused VAE kernels.")
+    parser.add_argument("--version", action="version", version=backend.version())
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="what computes here, why, and what was compiled")
     info.add_argument("--json", action="store_true", help="print the same as JSON")

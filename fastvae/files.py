@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,20 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, fl
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write numbers, strings, and lists and dicts of them."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Write numbers, strings, and lists and dicts of them; NaN and infinities, for which JSON has
+    no word, as null."""
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
 
 
 def write_text(path: Path, text: str) -> None:

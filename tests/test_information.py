@@ -12,6 +12,14 @@ from models import B, D, FactorAnalysis, L, mlp
 import fastvae
 
 
+def test_nothing_to_report_of_is_an_error() -> None:
+    model = fastvae.VAE(torch.nn.Linear(3, 4), torch.nn.Linear(2, 3), latent_shape=2)
+    with pytest.raises(ValueError, match="samples is 0; want at least 1"):
+        model.report(torch.rand(5, 3), samples=0)
+    with pytest.raises(ValueError, match="x has no examples"):
+        model.report(torch.rand(0, 3))
+
+
 def test_report(device: torch.device) -> None:
     toy = FactorAnalysis(device, sigma=1.0, n=1500)
     model = toy.model()

@@ -229,6 +229,72 @@ def test_bounds(kind: str) -> None:
         assert (grad[outside] == (kind == "straight_through")).all()
 
 
+def test_one_bad_batch_does_not_poison_the_average() -> None:
+    likelihood = fastvae.OptimalGaussian(momentum=0.5)
+    x, mean = torch.ones(4, 2), torch.zeros(4, 2, requires_grad=True)
+    likelihood.log_prob(2 * x, mean)
+    likelihood.log_prob(torch.full_like(x, math.nan), mean)
+    likelihood.log_prob(torch.full_like(x, math.inf), mean)
+    assert likelihood.mse.item() == 4
+    with torch.no_grad():  # nor does evaluation in training mode move it
+        likelihood.log_prob(9 * x, mean)
+    assert likelihood.mse.item() == 4
+    likelihood.log_prob(4 * x, mean)
+    assert likelihood.mse.item() == (4 + 16) / 2
+
+
+def test_optimal_sigma_of_half_types() -> None:
+    for value in (300.0, 1e-4):
+        x = torch.full((1, 50), value, dtype=torch.float16)
+        mean = torch.zeros_like(x, requires_grad=True)
+        got = fastvae.OptimalGaussian().log_prob(x, mean)
+        want = fastvae.OptimalGaussian().log_prob(x.double(), mean.detach().double())
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "good", "bad", "said"),
+    [
+        (fastvae.Gaussian(), -3.5, math.nan, "x has nan in example 1; want finite numbers for"),
+        (
+            fastvae.Bernoulli(),
+            0.3,
+            1.5,
+            "x has 1.5 in example 1; want numbers from 0 to 1 for Bern",
+        ),
+        (fastvae.ContinuousBernoulli(), 1.0, -0.1, "want numbers from 0 to 1 for Continuous"),
+        (
+            fastvae.DiscretizedLogistic(4, -1, 2),
+            2.0,
+            2.1,
+            "want numbers from -1 to 2 for Discretiz",
+        ),
+        (
+            fastvae.Poisson(),
+            7.0,
+            0.5,
+            "x has 0.5 in example 1; want whole numbers of 0 or more for",
+        ),
+        (fastvae.NegativeBinomial(2), 0.0, -1.0, "want whole numbers of 0 or more for Negative"),
+        (fastvae.Categorical(3), 0.5, 7.0, "want numbers from 0 to 1 for Categorical"),
+    ],
+)
+def test_data_outside_the_support(
+    likelihood: Likelihood, good: float, bad: float, said: str
+) -> None:
+    x = torch.full((3, 2), good)
+    likelihood.check(x)
+    x[1, 1] = bad
+    with pytest.raises(ValueError, match=said):
+        likelihood.check(x)
+
+
+def test_classes_outside_the_support() -> None:
+    fastvae.Categorical(3).check(torch.tensor([[0, 2]]))
+    with pytest.raises(ValueError, match="x has classes 0 to 3; want 0 to 2"):
+        fastvae.Categorical(3).check(torch.tensor([[0, 3]]))
+
+
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match=r"sigma is 0.0; want a number above 0"):
         fastvae.Gaussian(0.0)

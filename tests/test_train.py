@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_command import FILES, final_state, metrics, refusal, timeless, train
+from train_command import FILES, SMALL, final_state, metrics, refusal, timeless, train
 
 import fastvae
 from fastvae.training import checkpoint, data
@@ -164,3 +168,47 @@ def test_both_backends_give_one_curve() -> None:
     np.testing.assert_allclose(curve("native"), curve("reference"), rtol=1e-4, atol=1e-4)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(curve("native"), curve("other"), rtol=1e-4, atol=1e-4)
+
+
+# ---- What comes from outside ---------------------------------------------------------------------
+
+
+def test_labels_are_text(folder: Path) -> None:
+    """No formula, which would stop the run after its last epoch."""
+    x = np.random.default_rng(0).random((40, 4)).astype(np.float32)
+    np.savez("mine.npz", x=x, y=np.array([r"$\frac$", "_hidden", "a_b$", "plain"] * 10))
+    assert train("--data", "mine.npz", "--epochs", 1) == 0
+    assert {path.name for path in (folder / "runs/mine").iterdir()} == FILES
+
+
+def test_a_report_is_strict_json(folder: Path) -> None:
+    """Of one sample, no standard error is known."""
+    assert train("--epochs", 1, "--log-likelihood-samples", 1) == 0
+
+    def refuse(word: str) -> None:
+        raise ValueError(word)
+
+    text = (folder / "runs/digits/report.json").read_text()
+    report = json.loads(text, parse_constant=refuse)
+    assert report["log_likelihood_standard_error"] is None
+
+
+def test_data_outside_the_support(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    np.save("standardized.npy", x)
+    message = refusal(capsys, "--data", "standardized.npy", "--likelihood", "bernoulli")
+    assert "argument --data: x has " in message
+    assert "want numbers from 0 to 1 for Bernoulli" in message
+    assert not (folder / "runs").exists()
+
+
+def test_a_terminal_without_signs(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastvae", "train", *SMALL, "--epochs", "1"],
+        env=os.environ
+        | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(fastvae.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"\xb1" in done.stdout

@@ -80,11 +80,11 @@ def test_an_h5ad_file(folder: Path) -> None:
 
 def test_what_is_no_count(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.ones((9, 4))
-    for bad, said in ((0.5, "bad.npy has 0.5 in example 7"), (-2, "bad.npy has -2 in example 7")):
+    for bad, said in ((0.5, "x has 0.5 in example 7"), (-2, "x has -2 in example 7")):
         np.save("bad.npy", np.where(np.arange(9)[:, None] == 7, bad, x))
         message = refusal(capsys, "--data", "bad.npy", "--likelihood", "nb")
         assert said in message
-        assert "want counts, whole numbers of 0 or more" in message
+        assert "want whole numbers of 0 or more for NegativeBinomial" in message
     np.save("ints.npy", x.astype(int))
     message = refusal(capsys, "--data", "ints.npy")
     assert "has dtype int64; want uint8, bool or floating-point, or a likelihood of" in message

@@ -93,6 +93,10 @@ def report(
         threshold: above which variance of its posterior mean a unit is active.
         seed, generator: where the noise comes from; at most one of them.
     """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; want at least 1")
+    if len(x) == 0:
+        raise ValueError("x has no examples; want at least 1")
     if seed is not None:
         if generator is not None:
             raise ValueError("seed and generator are both given; want one of them")

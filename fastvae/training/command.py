@@ -121,6 +121,7 @@ def _single(
     dataset = _attempt(arguments, "--data", _dataset, settings, state)
     device = _attempt(arguments, "--device", _device, arguments.device)
     trainer = Trainer(settings, dataset.x, device)
+    _attempt(arguments, "--data", trainer.model.likelihood.check, dataset.x.to(device))
     if state is None:
         if parallel.rank() == 0:
             _attempt(arguments, "--out", _make, folder)

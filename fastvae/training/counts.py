@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..models.vae import VAE
 
-__all__ = ["LogCounts", "Statistics", "checked", "replicate"]
+__all__ = ["LogCounts", "Statistics", "replicate"]
 
 
 class LogCounts(nn.Module):
@@ -18,17 +18,6 @@ class LogCounts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.log1p(x)
-
-
-def checked(name: str, x: Tensor) -> None:
-    """Raises ValueError if these are no counts."""
-    bad = (x < 0) | (x != x.floor())
-    if bad.any():
-        row = int(bad.flatten(1).any(1).nonzero()[0])
-        value = x[row][bad[row]][0].item()
-        raise ValueError(
-            f"{name} has {value:g} in example {row}; want counts, whole numbers of 0 or more"
-        )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .counts import checked
-
 __all__ = ["DIGITS", "Dataset", "load"]
 
 DIGITS = "digits"
@@ -47,7 +45,7 @@ def load(source: str, *, counts: bool = False) -> Dataset:
             - a folder of images of one size, scaled to [0, 1]; names of subfolders are labels;
             - for counts, also an .npz file of a SciPy sparse matrix, or an .h5ad file (with
               anndata), whose layer "counts" is taken if it has one.
-        counts: numbers of any type are taken as they are, and must be counts.
+        counts: numbers of any type are taken as they are.
 
     Raises:
         OSError: there is no such file or folder, or an image cannot be read.
@@ -79,9 +77,7 @@ def load(source: str, *, counts: bool = False) -> Dataset:
         return Dataset(_examples(source, x), labels)
     if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_) or np.iscomplexobj(x):
         raise ValueError(f"{source} has dtype {x.dtype}; want counts")
-    examples = _examples(source, np.asarray(x, np.float32))
-    checked(source, examples)
-    return Dataset(examples, labels)
+    return Dataset(_examples(source, np.asarray(x, np.float32)), labels)
 
 
 def _load_arrays(path: Path) -> tuple[Array, Array | None]:

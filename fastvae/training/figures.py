@@ -126,8 +126,14 @@ def _draw_latent_plane(axes: Axes, mu: Array, labels: Array | None) -> None:
         return
     for code, value in enumerate(values):
         x, y = points[codes == code].T
-        axes.scatter(x, y, s=12, alpha=0.7, color=f"C{code}", label=value)
+        axes.scatter(x, y, s=12, alpha=0.7, color=f"C{code}", label=_text(value))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2, frameon=False)
+
+
+def _text(label: object) -> str:
+    """A label from outside: no formula, and in the legend whatever it begins with."""
+    text = str(label).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _plane(mu: Array) -> tuple[Array, tuple[str, str]]:

@@ -24,6 +24,32 @@ class Likelihood(nn.Module):
     """How many numbers of the decoder's output belong to one element of x."""
     draws: int = 1
     """How many normals it takes to sample one element."""
+    low: float = -math.inf
+    """The least and (`high`) the greatest x that it accepts, and whether only whole numbers."""
+    high: float = math.inf
+    whole: bool = False
+
+    def check(self, x: Tensor) -> None:
+        """Looks at data once, which `log_prob` does not do.
+
+        Raises:
+            ValueError: x is not what the likelihood accepts: the message has the first example and
+                the value.
+        """
+        bad = ~((x >= self.low) & (x <= self.high) & x.isfinite())  # NaN is bad
+        if self.whole:
+            bad |= x != x.floor()
+        if not bad.any():
+            return
+        example = int(bad.flatten(1).any(1).nonzero()[0])
+        value = x[example][bad[example]][0].item()
+        wanted = "finite numbers"
+        if self.high < math.inf:
+            wanted = f"numbers from {self.low:g} to {self.high:g}"
+        elif self.whole:
+            wanted = f"whole numbers of {self.low:g} or more"
+        name = type(self).__name__
+        raise ValueError(f"x has {value:g} in example {example}; want {wanted} for {name}")
 
     def context(self, condition: Any, x: Tensor | None = None) -> dict[str, Any]:
         """What the three methods below are told beside the decoder's output, by keyword, of the

@@ -28,6 +28,8 @@ class _Counts(Likelihood):
 
     library_size: Tensor
 
+    low, whole = 0.0, True
+
     def __init__(self, library: str | None = None, library_size: float = 1e4) -> None:
         super().__init__()
         if library not in (None, "observed"):

@@ -129,9 +129,9 @@ class OptimalGaussian(_Gaussian):
     2021, "Simple and effective VAE training with calibrated decoders").
 
     The negative log-likelihood of a batch of N numbers is then (N/2) ln(2 pi e MSE). While
-    training, the MSE is that of the batch and all samples of z, and an average over batches is
-    kept, as in `nn.BatchNorm1d`; in evaluation mode that average is sigma^2, so that the density of
-    one example does not depend on others.
+    training, the MSE is that of the batch and all samples of z, and an average is kept of the
+    batches whose gradients are recorded, as in `nn.BatchNorm1d`; in evaluation mode that average is
+    sigma^2, so that the density of one example does not depend on others.
 
     Args:
         through_sigma: let the gradient through the MSE. In the batch's mean log-likelihood that
@@ -157,13 +157,20 @@ class OptimalGaussian(_Gaussian):
     def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         if not self.training:
             return super()._log_prob(x, *parts)
-        mse = (x - parts[0]).square().mean(dtype=torch.promote_types(x.dtype, torch.float32))
-        with torch.no_grad():
-            self.batches += 1
-            weight = (1 / self.batches).clamp(min=self.momentum)
-            self.mse.lerp_(mse.to(self.mse.dtype), weight)
+        # Of half types, whose squares are out of their range.
+        difference = (x - parts[0]).to(torch.promote_types(x.dtype, torch.float32))
+        mse = difference.square().mean()
+        if torch.is_grad_enabled():
+            self._keep(mse.detach().to(self.mse.dtype))
         logvar = torch.log(mse if self.through_sigma else mse.detach())
         return self._log_prob_with(logvar, x, parts[0])
+
+    def _keep(self, mse: Tensor) -> None:
+        """In the average, unless it is NaN or infinite, which would stay there for good."""
+        finite = mse.isfinite()
+        self.batches += finite
+        weight = (1 / self.batches.clamp(min=1)).clamp(min=self.momentum)
+        self.mse.copy_(torch.where(finite, self.mse.lerp(mse, weight), self.mse))
 
     def _logvar(self, mean: Tensor, *others: Tensor) -> Tensor:
         return torch.log(self.mse)

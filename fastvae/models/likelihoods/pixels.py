@@ -26,6 +26,8 @@ __all__ = [
 class Bernoulli(Likelihood):
     """x is 1 with probability s(l), l the decoder's output; see `fastvae.bernoulli_log_prob`."""
 
+    low, high = 0.0, 1.0
+
     def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return ops.bernoulli_log_prob(x, parts[0], event_ndim=x.dim() - 1)
 
@@ -39,6 +41,8 @@ class Bernoulli(Likelihood):
 class ContinuousBernoulli(Likelihood):
     """x in [0, 1] with a density proportional to e^{x l}, l the decoder's output; see
     `fastvae.continuous_bernoulli_log_prob`."""
+
+    low, high = 0.0, 1.0
 
     def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         return ops.continuous_bernoulli_log_prob(x, parts[0], event_ndim=x.dim() - 1)
@@ -204,6 +208,14 @@ class Categorical(_Levels):
     def __init__(self, bins: int = 256, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__(bins, low, high)
         self.outputs = bins
+
+    def check(self, x: Tensor) -> None:
+        if x.is_floating_point():
+            return super().check(x)
+        if ((x < 0) | (x >= self.bins)).any():
+            raise ValueError(
+                f"x has classes {x.min().item()} to {x.max().item()}; want 0 to {self.bins - 1}"
+            )
 
     def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         index = self._index(x).long() if x.is_floating_point() else x
