@@ -15,7 +15,7 @@ from PIL import Image
 from train_command import FILES, SMALL, final_state, metrics, refusal, timeless, train
 
 import fastvae
-from fastvae.training import checkpoint, data
+from fastvae.training import checkpoint, claim, data
 from fastvae.training.settings import Settings
 from fastvae.training.trainer import COLUMNS, Trainer
 
@@ -212,3 +212,44 @@ def test_a_terminal_without_signs(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert r"\xb1" in done.stdout
+
+
+# ---- Several at once -----------------------------------------------------------------------------
+
+
+def start(*options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastvae", "train", *SMALL, *map(str, options)],
+        env=os.environ | {"PYTHONPATH": str(Path(fastvae.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_runs_started_together_have_folders_of_their_own(folder: Path) -> None:
+    started = [start("--epochs", 2, "--seed", seed) for seed in range(3)]
+    for process in started:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    runs = sorted((folder / "runs").iterdir())
+    assert [run.name for run in runs] == ["digits", "digits-2", "digits-3"]
+    seeds = {checkpoint.load(run / "checkpoint.pt")["settings"]["seed"] for run in runs}
+    assert seeds == {0, 1, 2}
+    for run in runs:  # the curve of an undisturbed one
+        assert {path.name for path in run.iterdir()} == FILES
+        seed = checkpoint.load(run / "checkpoint.pt")["settings"]["seed"]
+        assert train("--epochs", 2, "--seed", seed, "--out", f"alone-{seed}") == 0
+        assert final_state(run) == final_state(f"alone-{seed}")
+
+
+def test_a_folder_in_use_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mine").mkdir()
+    with claim.held(folder / "mine"):
+        message = refusal(capsys, "--epochs", 1, "--out", "mine")
+        assert "argument --out: is mine, in use by " in message
+        if sys.platform == "linux":
+            assert f"process {os.getpid()}" in message
+    assert train("--epochs", 1, "--out", "mine") == 0
+    with claim.held(folder / "mine"):
+        assert "in use by" in refusal(capsys, "--resume", "--epochs", 2, "--out", "mine")

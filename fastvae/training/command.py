@@ -13,7 +13,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -22,7 +22,7 @@ import torch
 from ..backend import use_backend
 from ..files import write_csv, write_json
 from ..ops import has_kernels
-from . import checkpoint, data, parallel
+from . import checkpoint, claim, data, parallel
 from .options import SWEEPS, add_arguments
 from .settings import COUNTS, Settings
 from .trainer import COLUMNS, Trainer
@@ -56,12 +56,12 @@ def _main(arguments: argparse.Namespace) -> int:
     if len(swept) > 1:
         error(f"argument --sweep-{swept[1]}: --sweep-{swept[0]} is given; want one of them")
     name = "-sweep-".join([_run_name(arguments.data or Settings.data), *swept])
+    folder = RUNS / name
     if arguments.out is not None:
         folder = arguments.out
     elif arguments.resume:
         folder = _attempt(arguments, "--resume", _latest_run, name)
-    else:
-        folder = _unused(name)
+    is_new = arguments.out is None and not arguments.resume
     folder = parallel.agreed(folder)
     with ExitStack() as stack:
         if arguments.backend is not None:
@@ -71,10 +71,11 @@ def _main(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)  # 1 is as fast for digits, also on a busy machine
         try:
             if swept:
-                _sweep(arguments, swept[0], folder)
+                _sweep(arguments, swept[0], folder, is_new=is_new)
             else:
-                _single(arguments, folder, arguments.resume)
+                _single(arguments, folder, arguments.resume, is_new=is_new)
         except KeyboardInterrupt:
+            folder = getattr(arguments, "folder", folder)
             print(f"\ninterrupted; to go on: --resume --out {folder}", file=sys.stderr)
             return 130
         except FloatingPointError as problem:
@@ -94,24 +95,31 @@ def _attempt(
         raise
 
 
-def _sweep(arguments: argparse.Namespace, name: str, folder: Path) -> None:
+def _sweep(arguments: argparse.Namespace, name: str, folder: Path, *, is_new: bool) -> None:
     """One run for each value of a setting, each in a folder of its own, and their comparison."""
     from . import sweep  # only here: it needs what may not be installed
 
+    if is_new:
+        folder = _new_folder(arguments, folder)
     runs = {}
-    for value in getattr(arguments, f"sweep_{name}"):
-        setattr(arguments, name, value)
-        run = folder / f"{name}-{value}"
-        # Of a sweep that was interrupted, some runs have not begun.
-        runs[value] = _single(
-            arguments, run, arguments.resume and parallel.agreed((run / CHECKPOINT).exists())
-        )
+    try:
+        for value in getattr(arguments, f"sweep_{name}"):
+            setattr(arguments, name, value)
+            run = folder / f"{name}-{value}"
+            # Of a sweep that was interrupted, some runs have not begun.
+            runs[value] = _single(
+                arguments, run, arguments.resume and parallel.agreed((run / CHECKPOINT).exists())
+            )
+    finally:
+        if is_new and parallel.rank() == 0:
+            with suppress(OSError):
+                folder.rmdir()  # refused before its first run, it is empty
     if parallel.rank() == 0:
         sweep.compare(folder, name, runs)
 
 
 def _single(
-    arguments: argparse.Namespace, folder: Path, resume: bool
+    arguments: argparse.Namespace, folder: Path, resume: bool, *, is_new: bool = False
 ) -> tuple[Trainer, dict[str, Any]]:
     """One run from its arguments to its files; the trainer, and its report."""
     state = (
@@ -122,13 +130,15 @@ def _single(
     device = _attempt(arguments, "--device", _device, arguments.device)
     trainer = Trainer(settings, dataset.x, device)
     _attempt(arguments, "--data", trainer.model.likelihood.check, dataset.x.to(device))
-    if state is None:
-        if parallel.rank() == 0:
-            _attempt(arguments, "--out", _make, folder)
-    else:
-        trainer.load_state_dict(state)
+    if is_new:
+        folder = _new_folder(arguments, folder)
     try:
-        return trainer, _run(trainer, dataset, folder, arguments.log_likelihood_samples)
+        with ExitStack() as stack:
+            if parallel.rank() == 0:
+                _attempt(arguments, "--out", _own, folder, stack, resume)
+            if state is not None:
+                trainer.load_state_dict(state)
+            return trainer, _run(trainer, dataset, folder, arguments.log_likelihood_samples)
     except FloatingPointError as problem:
         raise FloatingPointError(
             f"{problem}; {folder / CHECKPOINT} holds epoch {len(trainer.history)}. Try a smaller "
@@ -273,18 +283,19 @@ def _latest_run(name: str) -> Path:
     return RUNS / latest.relative_to(RUNS).parts[0]
 
 
-def _unused(name: str) -> Path:
-    """A folder that does not exist."""
-    folder, number = RUNS / name, 1
-    while folder.exists():
-        number += 1
-        folder = RUNS / f"{name}-{number}"
-    return folder
+def _new_folder(arguments: argparse.Namespace, path: Path) -> Path:
+    """One that nobody else has, which an interruption can name."""
+    made = claim.new_folder(path) if parallel.rank() == 0 else path
+    arguments.folder = parallel.agreed(made)
+    return arguments.folder
 
 
-def _make(folder: Path) -> None:
-    """Make the folder of a new run: nothing of an earlier one is ever written over."""
+def _own(folder: Path, stack: ExitStack, resume: bool) -> None:
+    """Hold a run's folder; if the run is new, nothing of an earlier one is written over."""
     folder.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(claim.held(folder))
+    if resume:
+        return
     found = [name for name in (CHECKPOINT, METRICS, FIGURE, REPORT) if (folder / name).exists()]
     if found:
         raise ValueError(
