@@ -28,7 +28,7 @@ py::tuple describe_step() {
   name = name.substr(name.find("S = ") + 4);
   name = name.substr(0, name.find_first_of(";]"));
   return py::make_tuple(std::string(name), S::step.inputs, S::step.outputs, S::step.value,
-                        S::step.slow);
+                        S::step.slow, S::step.huge);
 }
 
 template <class... S>

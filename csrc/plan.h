@@ -36,6 +36,7 @@ struct Step {
   bool value = false;
   bool row_grad = false;
   bool slow = false;      // takes long to compute, and many registers
+  bool huge = false;      // more than half of those that a GPU's thread can have
   int scale_input = 0;    // > 0: this input is often one number, and the loop looks out for that
   int bounded_input = 0;  // > 0: this input, s of a Gaussian, passes with its gradient through the
                           // loop's bound

@@ -47,6 +47,7 @@ class Step(NamedTuple):
     outputs: int
     value: bool
     slow: bool
+    huge: bool
 
 
 def _steps() -> dict[str, Step]:
@@ -137,13 +138,14 @@ class Kernel:
     @property
     def planned_blocks(self) -> int:
         """As Variant::kBlocksAtOnce in csrc/cuda/loops.cuh."""
-        inputs, outputs, value, _ = STEPS[self.step]
+        inputs, outputs, value, _, huge = STEPS[self.step]
         operands = inputs + outputs + (value and self.sums == "none") + (self.sums == "columns")
         size = SIZES[self.dtype]
         slow = STEPS[self.step].slow or (self.bounded and size == 2)
         small = operands <= 3 and size < 8 and not slow
         all_at_once = value and self.sums == "none" and outputs > 1
         many = size == 2 and (operands > 8 or all_at_once)
+        many = many or (huge and (size != 4 or all_at_once))
         return 1 if many else 3 if small else 2
 
     @property
@@ -153,7 +155,7 @@ class Kernel:
 
     @property
     def bytes_per_element(self) -> int:
-        _, outputs, value, _ = STEPS[self.step]
+        _, outputs, value, *_ = STEPS[self.step]
         values = max(4, SIZES[self.dtype]) if value and self.sums == "none" else 0
         reduced = 1 if self.sums != "none" and not value else 0  # one operand's gradient is summed
         return (self.in_memory + outputs - reduced) * SIZES[self.dtype] + values

@@ -46,8 +46,8 @@ struct Variant {
   static constexpr bool kSlow = kStep.slow || (kBounded_ && sizeof(T) == 2);
   // A value of its own for each element, beside their gradients.
   static constexpr bool kAllAtOnce = kStep.value && kSums == Sums::none && kStep.outputs > 1;
-  static constexpr bool kOneAtOnce =
-      (sizeof(T) == 2 && (kOperands > 8 || kAllAtOnce)) || (kStep.slow && kAllAtOnce);
+  static constexpr bool kOneAtOnce = (sizeof(T) == 2 && (kOperands > 8 || kAllAtOnce)) ||
+                                     (kStep.huge && (sizeof(T) != 4 || kAllAtOnce));
   static constexpr int kBlocksAtOnce = kOneAtOnce                                  ? 1
                                        : kOperands <= 3 && sizeof(T) < 8 && !kSlow ? 3
                                                                                    : 2;

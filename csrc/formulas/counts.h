@@ -209,7 +209,8 @@ struct NegativeBinomialLogProb {
                                .outputs = kGradient ? 3 : 0,
                                .value = kValue,
                                .row_grad = kGradient,
-                               .slow = true};
+                               .slow = true,
+                               .huge = true};
     template <class V, int O>
     FASTVAE_INLINE static V apply(Settings settings, const V (&in)[3], V grad_log_prob, V,
                                   V (&out)[O]) {
@@ -303,7 +304,8 @@ struct ZeroInflatedNegativeBinomialLogProb {
                                .outputs = kGradient ? 4 : 0,
                                .value = kValue,
                                .row_grad = kGradient,
-                               .slow = true};
+                               .slow = true,
+                               .huge = true};
     template <class V, int O>
     FASTVAE_INLINE static V apply(Settings settings, const V (&in)[4], V grad_log_prob, V,
                                   V (&out)[O]) {
