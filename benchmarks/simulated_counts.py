@@ -2,8 +2,8 @@
 
 Cells of a few types, each a point of a low-dimensional latent with some spread; genes whose shares
 follow from it, log-linearly; totals that vary by a factor of two; negative-binomial counts; and a
-part of them lost, more often of genes that are rare. x is stored as a SciPy sparse matrix, unless
-the file is to have labels too.
+part of them lost, more often of genes that are rare. The file holds them as x, the types as y;
+with `--sparse` it is a SciPy sparse matrix, without types.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whole training steps, fused against eager: python benchmarks/training_steps.py
 
 A step is forward, backward and Adam. The models differ in nothing but the ops: fastvae's, or the
-formulas that users write (`fastvae.bench.peers.Formulas`). Both are timed as they are and under
+formulas that users write (`fastvae.bench.formulas.Formulas`). Both are timed as they are and under
 `torch.compile`: eager with its ops inside what is compiled, fused with the networks compiled that
 the ops stand between. All start from the same weights and take turns, round by round. The ops'
 share is the time of their calls alone, forward and backward, on a step's tensors, against the step.
@@ -25,8 +25,8 @@ from torch.nn import functional as F
 import fastvae
 from fastvae import DiagonalGaussian
 from fastvae.bench import machine
+from fastvae.bench.formulas import Formulas
 from fastvae.bench.measure import Spread
-from fastvae.bench.peers import Formulas
 
 SIGMA = 0.5
 

@@ -16,9 +16,10 @@ from fastvae.bench import check as checks
 from fastvae.bench import command, machine, measure, peers, report
 from fastvae.bench.cases import DIRECTIONS, OPS, SHAPES, TARGETS, Case, Op, Shape, fits
 from fastvae.bench.check import WrongResult, check
+from fastvae.bench.formulas import Formulas
 from fastvae.bench.inputs import Inputs, make_inputs
 from fastvae.bench.measure import Effort, Measurement, Spread, checked_program, saved_bytes
-from fastvae.bench.peers import FUSED, Formulas, Program, TorchProgram, function_of, make_program
+from fastvae.bench.peers import FUSED, Program, TorchProgram, function_of, make_program
 
 LEVELS = Shape("levels", ((4, 6, 1, 1), (4, 6, 3, 3)), halves=True)
 SMALL = (Shape.parse("24x10"), Shape.parse("4x6x5x3"), Shape.parse("6x8x5x3-halves"), LEVELS)

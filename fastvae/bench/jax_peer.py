@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from .cases import Case
+from .formulas import Formulas
 from .inputs import Inputs
-from .peers import Formulas, Program
+from .peers import Program
 
 __all__ = ["JaxProgram"]
 

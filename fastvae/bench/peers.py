@@ -21,22 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    ContinuousBernoulli,
-    Independent,
-    Laplace,
-    NegativeBinomial,
-    Normal,
-    Poisson,
-    kl_divergence,
-)
 from torch.nn import functional as F
 
 import fastvae
 from fastvae import DiagonalGaussian
 
-from .cases import SAMPLES, Case
+from .cases import Case
+from .formulas import Distributions, Formulas, Library
 from .inputs import SIGMA, Inputs
 
 __all__ = [
@@ -47,8 +38,6 @@ __all__ = [
     "LIMIT",
     "PEERS",
     "TITLES",
-    "Formulas",
-    "Library",
     "Program",
     "TorchProgram",
     "compiled",
@@ -68,8 +57,6 @@ TITLES = {
 }
 
 Function = Callable[..., Any]
-
-_EPS = 1e-8  # scvi-tools'
 
 
 class Program:
@@ -274,180 +261,6 @@ def stands_in(peer: str, case: Case) -> Function | None:
     if peer == FLOOR:
         return _two_ops
     return IDIOMS[case.op.name][1] if peer == IDIOM else None
-
-
-# ---- As users write it ---------------------------------------------------------------------------
-
-
-class Library:
-    """The public functions, by name, as another library has them."""
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.endswith("_nll_loss"):
-            raise AttributeError(name)
-        log_prob = getattr(self, name.replace("nll_loss", "log_prob"))
-        return lambda *tensors: -log_prob(*tensors).mean()
-
-
-class Formulas(Library):
-    """In `lib`, which is torch or jax.numpy: they share the functions used here."""
-
-    def __init__(self, lib: Any, normal_like: Function) -> None:
-        self.lib = lib
-        self.normal_like = normal_like
-
-    def rsample(self, mu: Any, logvar: Any) -> Any:
-        std = self.lib.exp(0.5 * logvar)
-        return mu + std * self.normal_like(std)
-
-    def kl_divergence(self, mu: Any, logvar: Any, *prior: Any) -> Any:
-        exp = self.lib.exp
-        if not prior:
-            return -0.5 * _rows(1 + logvar - mu**2 - exp(logvar))
-        prior_mu, prior_logvar = prior
-        ratio = (exp(logvar) + (mu - prior_mu) ** 2) / exp(prior_logvar)
-        return 0.5 * _rows(prior_logvar - logvar - 1 + ratio)
-
-    def rsample_kl(self, mu: Any, logvar: Any, *prior: Any) -> Any:
-        return self.rsample(mu, logvar), self.kl_divergence(mu, logvar, *prior)
-
-    def rsample_log_ratio(self, mu: Any, logvar: Any) -> Any:
-        std = self.lib.exp(0.5 * logvar)
-        eps = self.normal_like(self.lib.broadcast_to(std, (SAMPLES, *std.shape)))
-        z = mu + std * eps
-        log_2pi = math.log(2 * math.pi)
-        log_p = -0.5 * _rows(log_2pi + z**2, 2)
-        log_q = -0.5 * _rows(log_2pi + logvar + (z - mu) ** 2 / self.lib.exp(logvar), 2)
-        return z, log_p - log_q
-
-    def gaussian_log_prob(self, x: Any, mean: Any, logvar: Any = None) -> Any:
-        if logvar is None:
-            constant = math.log(SIGMA) + 0.5 * math.log(2 * math.pi)
-            return _rows(-0.5 * ((x - mean) / SIGMA) ** 2 - constant)
-        squares = (x - mean) ** 2 / self.lib.exp(logvar)
-        return -0.5 * _rows(math.log(2 * math.pi) + logvar + squares)
-
-    def bernoulli_log_prob(self, x: Any, logits: Any) -> Any:
-        return _rows(self._bernoulli(x, logits))
-
-    def continuous_bernoulli_log_prob(self, x: Any, logits: Any) -> Any:
-        near = abs(logits) < 0.02
-        safe = self.lib.where(near, 1.0, logits)
-        far = self.lib.log(safe / self.lib.tanh(0.5 * safe))
-        series = math.log(2) + logits**2 / 12 - 7 * logits**4 / 1440
-        normalizer = self.lib.where(near, series, far)
-        return _rows(self._bernoulli(x, logits) + normalizer)
-
-    def laplace_log_prob(self, x: Any, mean: Any, log_scale: Any = None) -> Any:
-        if log_scale is None:
-            return _rows(-abs(x - mean) - math.log(2))
-        return _rows(-abs(x - mean) / self.lib.exp(log_scale) - log_scale - math.log(2))
-
-    def discretized_logistic_log_prob(self, x: Any, mean: Any, log_scale: Any) -> Any:
-        half, precision, where = 1 / 510, self.lib.exp(-log_scale), self.lib.where
-        first = -self._softplus((mean - x - half) * precision)
-        last = -self._softplus((x - mean - half) * precision)
-        inside = first + last + self.lib.log(-self.lib.expm1(-2 * half * precision))
-        return _rows(where(x < half, first, where(x > 1 - half, last, inside)))
-
-    # Counts as scvi-tools 1.4 writes them, term by term.
-
-    def poisson_log_prob(self, x: Any, mean: Any) -> Any:
-        return _rows(x * self.lib.log(mean) - mean - self._lgamma(x + 1))
-
-    def negative_binomial_log_prob(self, x: Any, mean: Any, theta: Any) -> Any:
-        log, eps = self.lib.log, _EPS
-        odds = log(theta + mean + eps)
-        value = theta * (log(theta + eps) - odds) + x * (log(mean + eps) - odds)
-        return _rows(value + self._gammas(x, theta))
-
-    def zero_inflated_negative_binomial_log_prob(
-        self, x: Any, mean: Any, theta: Any, zero_logits: Any
-    ) -> Any:
-        log, eps = self.lib.log, _EPS
-        softplus = self._softplus(-zero_logits)
-        odds = log(theta + mean + eps)
-        at_0 = theta * (log(theta + eps) - odds) - zero_logits
-        zero = self._softplus(at_0) - softplus
-        above = at_0 - softplus + x * (log(mean + eps) - odds) + self._gammas(x, theta)
-        return _rows(self._mask(x < eps, x) * zero + self._mask(x > eps, x) * above)
-
-    def _mask(self, condition: Any, like: Any) -> Any:
-        return condition.type_as(like) if self.lib is torch else condition.astype(like.dtype)
-
-    def _gammas(self, x: Any, theta: Any) -> Any:
-        return self._lgamma(x + theta) - self._lgamma(theta) - self._lgamma(x + 1)
-
-    # PyTorch has functions for these.
-
-    def _lgamma(self, t: Any) -> Any:
-        if self.lib is torch:
-            return torch.lgamma(t)
-        from jax.scipy.special import gammaln
-
-        return gammaln(t)
-
-    def _bernoulli(self, x: Any, logits: Any) -> Any:
-        if self.lib is torch:
-            return -F.binary_cross_entropy_with_logits(logits, x, reduction="none")
-        return x * logits - self._softplus(logits)
-
-    def _softplus(self, t: Any) -> Any:
-        return F.softplus(t) if self.lib is torch else self.lib.logaddexp(t, 0.0)
-
-
-def _rows(t: Any, dims: int = 1) -> Any:
-    return t.reshape(*t.shape[:dims], -1).sum(-1)
-
-
-class Distributions(Library):
-    """In torch.distributions, with its own checks of arguments, as they are by default."""
-
-    def rsample(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        return _gaussian(mu, logvar).rsample()
-
-    def kl_divergence(self, mu: Tensor, logvar: Tensor, *prior: Tensor) -> Tensor:
-        return kl_divergence(_gaussian(mu, logvar), _prior(mu, *prior))
-
-    def rsample_kl(self, mu: Tensor, logvar: Tensor, *prior: Tensor) -> tuple[Tensor, Tensor]:
-        q = _gaussian(mu, logvar)
-        return q.rsample(), kl_divergence(q, _prior(mu, *prior))
-
-    def rsample_log_ratio(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-        q = _gaussian(mu, logvar)
-        z = q.rsample((SAMPLES,))
-        return z, _prior(mu).log_prob(z) - q.log_prob(z)
-
-    def gaussian_log_prob(self, x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
-        scale = SIGMA if logvar is None else torch.exp(0.5 * logvar)
-        return Independent(Normal(mean, scale), mean.dim() - 1).log_prob(x)
-
-    def bernoulli_log_prob(self, x: Tensor, logits: Tensor) -> Tensor:
-        return Independent(Bernoulli(logits=logits), x.dim() - 1).log_prob(x)
-
-    def continuous_bernoulli_log_prob(self, x: Tensor, logits: Tensor) -> Tensor:
-        return Independent(ContinuousBernoulli(logits=logits), x.dim() - 1).log_prob(x)
-
-    def laplace_log_prob(self, x: Tensor, mean: Tensor, log_scale: Tensor | None = None) -> Tensor:
-        scale = 1.0 if log_scale is None else torch.exp(log_scale)
-        return Independent(Laplace(mean, scale), x.dim() - 1).log_prob(x)
-
-    def poisson_log_prob(self, x: Tensor, mean: Tensor) -> Tensor:
-        return Independent(Poisson(mean), x.dim() - 1).log_prob(x)
-
-    def negative_binomial_log_prob(self, x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-        logits = torch.log(mean) - torch.log(theta)
-        return Independent(NegativeBinomial(theta, logits=logits), x.dim() - 1).log_prob(x)
-
-
-def _gaussian(mu: Tensor, logvar: Tensor) -> Any:
-    return Independent(Normal(mu, torch.exp(0.5 * logvar)), mu.dim() - 1)
-
-
-def _prior(mu: Tensor, *prior: Tensor) -> Any:
-    if prior:
-        return _gaussian(*prior)
-    return Independent(Normal(torch.zeros_like(mu), torch.ones_like(mu)), mu.dim() - 1)
 
 
 # ---- fastvae -------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from ..models.likelihoods import NegativeBinomial, Poisson
 from ..models.vae import VAE
 from .counts import Statistics, replicate
 
@@ -52,7 +51,7 @@ def draw(
     axes = figure.subplots(2, 2, height_ratios=(4, 5))
     _draw_loss(axes[0, 0], history)
     _draw_latent_plane(axes[0, 1], model.encode(x[:_POINTS]).mode.cpu().numpy(), labels)
-    if isinstance(model.likelihood, Poisson | NegativeBinomial):
+    if model.likelihood.whole:
         _draw_counts(axes[1, 0], axes[1, 1], model, x[:_POINTS], seed)
     else:
         _draw_examples(axes[1, 0], axes[1, 1], model, x, seed)

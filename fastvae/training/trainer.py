@@ -15,7 +15,7 @@ from torch import Tensor
 from ..ops import draw_seed
 from . import parallel
 from .counts import Statistics, replicate
-from .settings import COUNTS, Settings, annealing, build_model, lr_schedule
+from .settings import Settings, annealing, build_model, lr_schedule
 
 __all__ = ["COLUMNS", "Trainer"]
 
@@ -165,7 +165,7 @@ class Trainer:
         ]
         value, error, ess = (torch.cat(parts) for parts in zip(*estimates, strict=True))
         counts = {}
-        if self.settings.likelihood in COUNTS:
+        if self.model.likelihood.whole:
             model = Statistics.of(replicate(self.model, x)).summary()
             counts = {"counts": {"data": Statistics.of(x).summary(), "model": model}}
         return {

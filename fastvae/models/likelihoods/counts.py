@@ -72,8 +72,6 @@ class Poisson(_Counts):
         ValueError: an argument out of range.
     """
 
-    draws = 1
-
     def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
         log_rate = self._log_rate_of(x, parts[0], context)
         return ops.poisson_log_prob(x, log_rate, param="log_rate", event_ndim=x.dim() - 1)
