@@ -20,8 +20,9 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "dq", "bw", "vl")), "-mprefer-vector-width=512"]
 # Of gcc's own header, https://gcc.gnu.org/PR105593
 AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-FILE_FLAGS = {"avx2": AVX2, "avx512": AVX512} if X86 else {}
-APART = [*FILE_FLAGS, "baseline"] if X86 else []
+ISAS = {"avx2": AVX2, "avx512": AVX512} if X86 else {}
+FILE_FLAGS = {f"{isa}{part}": ISAS[isa] for part in ("", "_log_sums") for isa in ISAS}
+APART = [*FILE_FLAGS, "baseline", "baseline_log_sums"] if X86 else []
 
 
 class BuildExt(cpp_extension.BuildExtension):

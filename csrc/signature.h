@@ -10,6 +10,12 @@ namespace fastvae {
 
 constexpr int kMaxOperands = 4;
 
+enum class Loop {
+  map,    // over elements that broadcast, perhaps summed over rows (plan.h)
+  pairs,  // the first operand's rows meet the components that the others are (pairs.h)
+  items   // the second operand has rows of logits; the first chooses among them (items.h)
+};
+
 struct Signature {
   const char* name;
   // The tensors, in the order of the steps' inputs; null behind the last.
@@ -28,6 +34,10 @@ struct Signature {
   // Data are counts, and the names that `param` has: their means and dispersions, or the
   // logarithms.
   const char* rates[2] = {};
+  // What computes the op.
+  Loop loop = Loop::map;
+  // The last operand weighs the components, which are then summed over; it may be left out.
+  bool weighs = false;
 };
 
 }  // namespace fastvae

@@ -4,6 +4,7 @@ from . import moved as moved
 from . import reference
 from .backend import info, use_backend
 from .debug import NonFinite
+from .models.aggregates import DIPVAE, BetaTC, InfoVAE, mmd
 from .models.cholesky import CholeskyGaussian
 from .models.distributions import DiagonalGaussian
 from .models.importance import importance_sampling, log_weights, prior_sampling, rsample_log_weight
@@ -37,6 +38,7 @@ from .models.priors import (
 from .models.vae import VAE
 from .ops import (
     Bound,
+    aggregate_log_prob,
     bernoulli_log_prob,
     bernoulli_nll_loss,
     categorical_log_prob,
@@ -53,8 +55,12 @@ from .ops import (
     kl_divergence,
     laplace_log_prob,
     laplace_nll_loss,
+    mixture_log_prob,
+    multinomial_log_prob,
+    multinomial_nll_loss,
     negative_binomial_log_prob,
     negative_binomial_nll_loss,
+    pairwise_log_prob,
     poisson_log_prob,
     poisson_nll_loss,
     rsample,
@@ -65,11 +71,13 @@ from .ops import (
 )
 
 __all__ = [
+    "DIPVAE",
     "ELBO",
     "IWAE",
     "VAE",
     "Bernoulli",
     "Beta",
+    "BetaTC",
     "Bound",
     "Capacity",
     "Categorical",
@@ -84,6 +92,7 @@ __all__ = [
     "FreeBits",
     "Gaussian",
     "HeteroscedasticGaussian",
+    "InfoVAE",
     "Laplace",
     "LearnedGaussian",
     "LearnedGaussianPrior",
@@ -99,6 +108,7 @@ __all__ = [
     "StickingTheLanding",
     "VampPrior",
     "ZeroInflatedNegativeBinomial",
+    "aggregate_log_prob",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
     "categorical_log_prob",
@@ -118,8 +128,13 @@ __all__ = [
     "laplace_log_prob",
     "laplace_nll_loss",
     "log_weights",
+    "mixture_log_prob",
+    "mmd",
+    "multinomial_log_prob",
+    "multinomial_nll_loss",
     "negative_binomial_log_prob",
     "negative_binomial_nll_loss",
+    "pairwise_log_prob",
     "poisson_log_prob",
     "poisson_nll_loss",
     "prior_sampling",

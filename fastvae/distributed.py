@@ -65,6 +65,11 @@ def _rules(
     ndim = max(arguments[k].ndim for k in given)
     rows = max((arguments[k].shape[0] for k in given if arguments[k].ndim == ndim), default=1)
     has_rows = {k: arguments[k].ndim == ndim and arguments[k].shape[0] == rows for k in given}
+    if schema.pairs:
+        rows = arguments[first].shape[0]
+        has_rows = {k: k == first for k in given}
+    if schema.items:
+        has_rows = dict.fromkeys(given, True)
 
     def rule(sharded: bool) -> _Rule:
         def along_rows(dim: int = 0) -> Placement:
@@ -91,6 +96,8 @@ def _rules(
     apart = (
         ndim > settings.get("event_ndim", 0) and settings.get("packed_dim", -1) != 0 and rows > 1
     )
+    if settings.get("log_own") != settings.get("log_other"):  # a row has a component of its own
+        apart = False
     noise_apart = seed is None or arguments[seed].ndim == 1
     return [rule(False), rule(True)] if apart and noise_apart else [rule(False)]
 

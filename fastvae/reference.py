@@ -14,18 +14,25 @@ With lv = ln sigma^2, element by element and then summed over the last `event_nd
 - ln Poisson(x; m) = x ln m - m - ln x!
 - ln NB(x; m, t) = ln Gamma(x + t) - ln Gamma(t) - ln x! + t ln(t / (t + m)) + x ln(m / (t + m))
 
+- mixture: ln sum_k w_k N(z; m_k, e^{lv_k}), of pairs alone without the sum
+
 With a `bound`, lv of q and of the likelihood is what `Bound.__call__` gives. eps is what
 `fastvae.ops.noise` says.
 """
 
 from __future__ import annotations
 
-from . import ops
+from typing import Any
+
+from torch import Tensor
+
+from . import backend, ops
 from .ops.declare import definition_of
 from .ops.gaussian import log_sigma, sigma
 from .ops.noise import box_muller, noise, philox
 
 __all__ = [
+    "aggregate_log_prob",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
     "box_muller",
@@ -39,9 +46,13 @@ __all__ = [
     "laplace_log_prob",
     "laplace_nll_loss",
     "log_sigma",
+    "mixture_log_prob",
+    "multinomial_log_prob",
+    "multinomial_nll_loss",
     "negative_binomial_log_prob",
     "negative_binomial_nll_loss",
     "noise",
+    "pairwise_log_prob",
     "philox",
     "poisson_log_prob",
     "poisson_nll_loss",
@@ -77,3 +88,13 @@ zero_inflated_negative_binomial_log_prob = definition_of(
 zero_inflated_negative_binomial_nll_loss = definition_of(
     ops.zero_inflated_negative_binomial_nll_loss
 )
+pairwise_log_prob = definition_of(ops.pairwise_log_prob)
+mixture_log_prob = definition_of(ops.mixture_log_prob)
+multinomial_log_prob = definition_of(ops.multinomial_log_prob)
+multinomial_nll_loss = definition_of(ops.multinomial_nll_loss)
+
+
+def aggregate_log_prob(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """See `fastvae.aggregate_log_prob`."""
+    with backend.use_backend("reference"):
+        return ops.aggregate_log_prob(*args, **kwargs)

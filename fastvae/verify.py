@@ -9,6 +9,7 @@ errors, of which 5 are allowed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -286,6 +287,53 @@ def normalization(device: torch.device) -> Results:
         yield f"{kind} = 1: {name}", total.item() - 1, tolerance
 
 
+def mixtures(device: torch.device) -> Results:
+    """ln of sums over components, and what is made of them."""
+    mu, logvar = _normal(device, 12, 3), 0.5 * _normal(device, 12, 3, seed=1)
+    z = _normal(device, 7, 3, seed=2)
+    # Equal components are one; far apart, only one is left.
+    same = ops.mixture_log_prob(z, mu[:1].expand(12, 3), logvar[:1])
+    one = ops.gaussian_log_prob(z, mu[0], logvar[0])
+    yield "a mixture of equal components is one of them", _largest(same - one), EXACT
+    apart = mu + 1000 * torch.arange(12, dtype=mu.dtype, device=device).unsqueeze(1)
+    nearest = ops.gaussian_log_prob(z[:1] + apart, apart, logvar) - math.log(12)
+    found = ops.mixture_log_prob(z[:1] + apart, apart, logvar)
+    yield "of components far apart the nearest counts, 1/K", _largest(found - nearest), EXACT
+    pairs = ops.pairwise_log_prob(z, mu, logvar)
+    mixture = ops.mixture_log_prob(z, mu, logvar) + math.log(12)
+    yield "ln Σ exp of all pairs is the mixture", _largest(pairs.logsumexp(1) - mixture), EXACT
+    grid = torch.linspace(-12, 12, 20_001, dtype=torch.float64, device=device).unsqueeze(1)
+    density = ops.mixture_log_prob(grid, mu[:, :1], logvar[:, :1]).exp()
+    yield "∫ p = 1", torch.trapezoid(density, grid[:, 0]).item() - 1, EXACT
+
+
+def aggregate_posterior(device: torch.device) -> Results:
+    """Posteriors N(A x, s² I) of standard normal x: q(z) is N(0, A Aᵀ + s² I)."""
+    n, size, s = 2000, 3, 0.5
+    factor = 0.7 * _normal(device, size, size, seed=1)
+    x = _normal(device, n, size)
+    mu, logvar = x @ factor.T, torch.full((n, size), math.log(s**2)).to(x)
+    z = mu + s * _normal(device, n, size, seed=2)
+    covariance = factor @ factor.T + s**2 * torch.eye(size).to(x)
+    correlation = 0.5 * (covariance.diagonal().log().sum() - torch.logdet(covariance)).item()
+    joint, marginals = ops.aggregate_log_prob(z, mu, logvar)
+    difference = joint - marginals
+    yield (
+        "total correlation = ½ (Σ ln Cᵢᵢ − ln det C)",
+        (difference.mean().item() - correlation) / (difference.std().item() / math.sqrt(n)),
+        STANDARD_ERRORS,
+    )
+    few = slice(6)
+    density = ops.pairwise_log_prob(z[:1], mu[few], logvar[few]).exp()[0]
+    estimates = []
+    for others in itertools.combinations(range(1, 6), 2):
+        batch = [0, *others]
+        joint, _ = ops.aggregate_log_prob(z[batch], mu[batch], logvar[batch], dataset_size=6)
+        estimates.append(joint[0].exp())
+    mean = torch.stack(estimates).mean() / density.mean() - 1
+    yield "stratified sampling: the mean over all batches is q(z)", mean, EXACT
+
+
 CHECKS: dict[str, Callable[[torch.device], Results]] = {
     "probabilistic PCA": probabilistic_pca,
     "importance weights": importance_weighting,
@@ -294,6 +342,8 @@ CHECKS: dict[str, Callable[[torch.device], Results]] = {
     "KL": kl_divergences,
     "Gaussian toy": gaussian_toy,
     "likelihoods": normalization,
+    "mixtures": mixtures,
+    "aggregate posterior": aggregate_posterior,
 }
 
 

@@ -44,9 +44,12 @@ SANITIZERS = {
 NOT_INLINED = "-Dalways_inline=unused"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = "-mavx2 -mfma -mf16c"
+AVX512 = f"{AVX2} -mavx512f -mavx512dq -mavx512bw -mavx512vl"
+PARTS = ("", "_log_sums")
 INSTRUCTIONS = {
-    "avx2.cpp": AVX2,
-    "avx512.cpp": f"{AVX2} -mavx512f -mavx512dq -mavx512bw -mavx512vl",
+    f"{name}{part}.cpp": flags
+    for name, flags in (("avx2", AVX2), ("avx512", AVX512))
+    for part in PARTS
 }
 # The C++ library too, so that the sanitizer finds its throw() before it starts to watch.
 RUNTIMES = {"asan": ("libasan.so", "libstdc++.so"), "tsan": ("libtsan.so", "libstdc++.so")}
@@ -59,7 +62,7 @@ CALLS = (
     *(f"csrc/ops/{path.name}" for path in sorted(ROOT.glob("csrc/ops/*.cpp"))),
     "csrc/cpu/dispatch.cpp",
 )
-PORTABLE = ("csrc/cpu/baseline.cpp",)
+PORTABLE = tuple(f"csrc/cpu/baseline{part}.cpp" for part in PARTS)
 CPU = (*(f"csrc/cpu/{name}" for name in INSTRUCTIONS),) if X86 else PORTABLE
 CUDA = (*(f"csrc/cuda/{path.name}" for path in sorted(ROOT.glob("csrc/cuda/*.cu"))),)
 NO_CPU = "tests/cuda_on_host/no_cpu.cpp"

@@ -145,10 +145,10 @@ struct OpNode : Node {
     if (!is_plain(request) || at::GradMode::is_enabled() || !std::ranges::all_of(grads, is_dense))
       return by_definition(request, grads);
     const at::Tensor grad_z = op.z ? grads[0] : at::Tensor();
-    const at::Tensor grad_value = op.sums() ? grads.back() : at::Tensor();
+    const at::Tensor grad_value = op.value() ? grads.back() : at::Tensor();
     int64_t& needs = request.arguments.needs;
     // dz/dmu is 1: the kernel need not copy.
-    const bool is_own = !op.sums() && (needs & 1) && request.operand[1].defined() &&
+    const bool is_own = !op.value() && (needs & 1) && request.operand[1].defined() &&
                         grad_z.sizes() == request.operand[0].sizes();
     if (is_own) needs &= ~1;
     TensorList results = run(request, Direction::backward, grad_z, grad_value);

@@ -26,6 +26,7 @@ constexpr int64_t kGrain = 16384;
 struct Capability {
   const char* name = "none";
   const KernelTable* kernels = nullptr;
+  const LogSumTable* log_sums = nullptr;
 };
 
 Capability find_capability() {
@@ -37,11 +38,11 @@ Capability find_capability() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
-  if (avx512 && most != "avx2") return {"avx512", &kAvx512Kernels};
-  if (avx2) return {"avx2", &kAvx2Kernels};
+  if (avx512 && most != "avx2") return {"avx512", &kAvx512Kernels, &kAvx512LogSums};
+  if (avx2) return {"avx2", &kAvx2Kernels, &kAvx2LogSums};
   return {};
 #else
-  return {"baseline", &kBaselineKernels};
+  return {"baseline", &kBaselineKernels, &kBaselineLogSums};
 #endif
 }
 
@@ -122,14 +123,56 @@ void run_on_cpu(int step, DType dtype, const Plan& plan) {
                [&](int64_t begin, int64_t end) { kernel(plan, begin, end, 0); });
 }
 
+void run_pairs_on_cpu(PairValue value, DType dtype, Pairs pairs, const Scratch& scratch) {
+  if (!capability().kernels) throw std::runtime_error("fastvae has no kernels for this processor");
+  const bool wide = dtype == DType::float64, marginals = value == PairValue::marginals;
+  const PairKernels& kernels = capability().log_sums->pairs[int(value)][wide];
+  const auto numbers = [&](int64_t n) {
+    return static_cast<double*>(scratch(n * int64_t(sizeof(double))));
+  };
+  pairs.packed =
+      scratch(kernels.packed_size(pairs) * int64_t(wide ? sizeof(double) : sizeof(float)));
+  pairs.constants = numbers(marginals ? pairs.size : kernels.pack.units(pairs) * kPanel);
+  pairs.log_sums =
+      numbers(marginals ? pairs.size * std::max(pairs.rows, pairs.components) : pairs.rows);
+  const int64_t work = pairs.rows * pairs.components * std::max<int64_t>(1, pairs.size);
+  const auto all = [&](const PairKernels::Part& part) {
+    const int64_t units = part.units(pairs), of_each = work / std::max<int64_t>(1, units);
+    parallel_for(units, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, of_each)),
+                 [&](int64_t begin, int64_t end) { part.run(pairs, begin, end); });
+  };
+  all(kernels.pack);
+  if (!pairs.grad) {
+    all(kernels.rows);
+    if (marginals)
+      add_on_cpu(DType::float64, pairs.log_sums, 1, pairs.size, pairs.rows, dtype, pairs.value,
+                 pairs.rows);
+    return;
+  }
+  // Where a dimension is one unit, that has all gradients. A mixture's rows have what the weights
+  // of its components are divided by.
+  if (!marginals && (pairs.grad_z || value == PairValue::mixture)) all(kernels.rows);
+  if (marginals || pairs.grad_mu || pairs.grad_s || pairs.grad_log_weights) all(kernels.components);
+  if (marginals && pairs.grad_log_weights)
+    add_on_cpu(DType::float64, pairs.log_sums, 1, pairs.size, pairs.components, dtype,
+               pairs.grad_log_weights, pairs.components);
+}
+
+void run_items_on_cpu(DType dtype, const Items& items) {
+  if (!capability().kernels) throw std::runtime_error("fastvae has no kernels for this processor");
+  const ItemKernel kernel = capability().log_sums->items[int(dtype)];
+  parallel_for(items.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, items.items)),
+               [&](int64_t begin, int64_t end) { kernel(items, begin, end); });
+}
+
 void add_on_cpu(DType from_type, const void* from, int64_t stride, int64_t count, int64_t step,
                 DType to_type, void* to, int64_t n) {
   const bool from_double = from_type == DType::float64, to_double = to_type == DType::float64;
   const auto add_types = from_double ? (to_double ? add<double, double> : add<double, float>)
                                      : (to_double ? add<float, double> : add<float, float>);
-  parallel_for(n, std::max<int64_t>(1, kGrain / count), [&](int64_t begin, int64_t end) {
-    add_types(from, stride, count, step, to, begin, end);
-  });
+  parallel_for(
+      n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, count)),
+      [&](int64_t begin, int64_t end) { add_types(from, stride, count, step, to, begin, end); });
 }
 
 }  // namespace fastvae

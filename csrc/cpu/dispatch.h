@@ -3,7 +3,10 @@
 
 #include <cstdint>
 
+#include "../items.h"
+#include "../pairs.h"
 #include "../plan.h"
+#include "../scratch.h"
 
 namespace fastvae {
 
@@ -15,6 +18,11 @@ const char* cpu_capability();
 void use_large_pages(void* data, int64_t bytes);
 
 void run_on_cpu(int step, DType dtype, const Plan& plan);
+
+// The values, or backward the gradients, of float32 or float64.
+void run_pairs_on_cpu(PairValue value, DType dtype, Pairs pairs, const Scratch& scratch);
+
+void run_items_on_cpu(DType dtype, const Items& items);
 
 // to[i] = sum over j < count of from[i * stride + j * step], in double, in this order. Both types
 // are float32 or float64.

@@ -44,7 +44,7 @@ struct Vec {
 
   Vec() = default;
   FASTVAE_INLINE explicit Vec(E x) {
-    for (int i = 0; i < kCount; ++i) r[i] = Register{} + x;
+    for (int i = 0; i < kCount; ++i) r[i] = x - Register{};  // the compiler leaves out - 0, not + 0
   }
 };
 
@@ -287,6 +287,44 @@ FASTVAE_INLINE Vec<double> sqrt(Vec<double> a) {
     for (int k = 0; k < Vec<double>::kPer; ++k) a.r[i][k] = __builtin_sqrt(a.r[i][k]);
   return a;
 #endif
+}
+
+// From one type to another; in registers, where a copy through memory would keep a sum there.
+template <class E>
+FASTVAE_INLINE Vec<E> convert(Vec<E> a, Vec<E>*) {
+  return a;
+}
+FASTVAE_INLINE Vec<double> convert(Vec<float> a, Vec<double>*) {
+  Vec<double> y;
+#if defined(__AVX512F__)
+  y.r[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a.r[0]));
+  y.r[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.r[0], 1));
+#elif defined(__AVX2__)
+  for (int i = 0; i < 2; ++i) {
+    y.r[2 * i] = _mm256_cvtps_pd(_mm256_castps256_ps128(a.r[i]));
+    y.r[2 * i + 1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a.r[i], 1));
+  }
+#else
+  for (int l = 0; l < kLanes; ++l)
+    y.r[l / Vec<double>::kPer][l % Vec<double>::kPer] =
+        a.r[l / Vec<float>::kPer][l % Vec<float>::kPer];
+#endif
+  return y;
+}
+FASTVAE_INLINE Vec<float> convert(Vec<double> a, Vec<float>*) {
+  Vec<float> y;
+#if defined(__AVX512F__)
+  const __m512 low = _mm512_castps256_ps512(_mm512_cvtpd_ps(a.r[0]));
+  y.r[0] = _mm512_insertf32x8(low, _mm512_cvtpd_ps(a.r[1]), 1);
+#elif defined(__AVX2__)
+  for (int i = 0; i < 2; ++i)
+    y.r[i] = _mm256_set_m128(_mm256_cvtpd_ps(a.r[2 * i + 1]), _mm256_cvtpd_ps(a.r[2 * i]));
+#else
+  for (int l = 0; l < kLanes; ++l)
+    y.r[l / Vec<float>::kPer][l % Vec<float>::kPer] =
+        float(a.r[l / Vec<double>::kPer][l % Vec<double>::kPer]);
+#endif
+  return y;
 }
 
 // The compiler makes two instructions of `bound < x ? bound : x`.

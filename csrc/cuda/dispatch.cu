@@ -4,14 +4,13 @@
 #include "dispatch.h"
 #include "kernels.h"
 #include "memory.cuh"
+#include "stream.h"
 
 // Only a torch with CUDA has this function; weak, so that the binary loads under one without.
 extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device,
                                                                             void** stream);
 
 namespace fastvae {
-namespace {
-
 void check(cudaError_t error, const char* op) {
   if (error != cudaSuccess)
     throw std::runtime_error("fastvae." + std::string(op) + ": " + cudaGetErrorString(error));
@@ -23,6 +22,8 @@ cudaStream_t current_stream(const char* op, int device) {
     throw std::runtime_error("fastvae." + std::string(op) + ": PyTorch gives no CUDA stream");
   return static_cast<cudaStream_t>(stream);
 }
+
+namespace {
 
 // The sums of parts, and the counters of those that are done. Both belong to this call alone, so
 // that calls on several streams, and replays of a captured one, never meet; the counters are set to

@@ -2,15 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
 #include "../formulas/all.h"
+#include "../items.h"
+#include "../pairs.h"
 #include "../plan.h"
+#include "../scratch.h"
 
 namespace fastvae {
-
-// Gives memory of the device that lives until what is launched now has run, aligned to 16 bytes.
-using Scratch = std::function<void*(int64_t bytes)>;
 
 #ifdef USE_CUDA
 constexpr bool kHasCuda = true;
@@ -18,12 +17,17 @@ constexpr bool kHasCuda = true;
 // fails. Of a plan only what says where operands lie is read; the cut is made here.
 void run_on_cuda(const char* op, int device, int index, const Step& step, DType dtype,
                  const Plan& plan, const Scratch& scratch);
+void run_pairs_on_cuda(const char* op, int device, PairValue value, DType dtype, Pairs pairs,
+                       const Scratch& scratch);
+void run_items_on_cuda(const char* op, int device, DType dtype, const Items& items);
 // Multiplies `n` numbers by the one at `factor`, float32 or float64; leaves them if that is 1.
 void scale_on_cuda(const char* op, int device, DType dtype, void* data, int64_t n,
                    DType factor_dtype, const void* factor);
 #else
 constexpr bool kHasCuda = false;
 inline void run_on_cuda(const char*, int, int, const Step&, DType, const Plan&, const Scratch&) {}
+inline void run_pairs_on_cuda(const char*, int, PairValue, DType, Pairs, const Scratch&) {}
+inline void run_items_on_cuda(const char*, int, DType, const Items&) {}
 inline void scale_on_cuda(const char*, int, DType, void*, int64_t, DType, const void*) {}
 #endif
 

@@ -12,12 +12,12 @@ __device__ inline void group_barrier(int threads) {
     __syncwarp();
 }
 
-// The sum over a group of `threads`, a block or at most a warp, for each of them. All threads of
-// the block must call it.
-template <class A>
-__device__ A group_sum(A x, int threads) {
+// What `combine` makes of the numbers of a group of `threads`, a block or at most a warp, for each
+// of them. All threads of the block must call it.
+template <class A, class F>
+__device__ A group_reduce(A x, int threads, F combine) {
   for (int distance = min(threads, kWarp) / 2; distance > 0; distance /= 2)
-    x += __shfl_xor_sync(0xffffffffu, x, distance);
+    x = combine(x, __shfl_xor_sync(0xffffffffu, x, distance));
   if (threads <= kWarp) return x;
   __shared__ A of_warp[kBlockThreads / kWarp];
   __syncthreads();  // the last sum has been read
@@ -25,8 +25,13 @@ __device__ A group_sum(A x, int threads) {
   __syncthreads();
   x = of_warp[0];
 #pragma unroll
-  for (int w = 1; w < kBlockThreads / kWarp; ++w) x += of_warp[w];
+  for (int w = 1; w < kBlockThreads / kWarp; ++w) x = combine(x, of_warp[w]);
   return x;
+}
+
+template <class A>
+__device__ A group_sum(A x, int threads) {
+  return group_reduce(x, threads, [](A a, A b) { return a + b; });
 }
 
 // Whether this group is the last of `parts` to come here, and may read what the others have written

@@ -4,6 +4,8 @@
 
 #include "counts.h"
 #include "gaussian.h"
+#include "items.h"
+#include "pairs.h"
 #include "pixels.h"
 
 namespace fastvae {
@@ -26,6 +28,10 @@ using Ops =
          Op<RsampleLogRatio<2>, RsampleLogRatio<4>>, Op<GaussianLogProb>, Op<BernoulliLogProb>,
          Op<ContinuousBernoulliLogProb>, Op<LaplaceLogProb>, Op<DiscretizedLogisticLogProb>,
          Op<PoissonLogProb>, Op<NegativeBinomialLogProb>, Op<ZeroInflatedNegativeBinomialLogProb>>;
+
+// Those that end in the logarithm of a sum, with loops of their own.
+using LogSumOps =
+    List<Op<PairwiseLogProb>, Op<MixtureLogProb>, Op<ChosenLogProb>, Op<MultinomialLogProb>>;
 
 // ---- Steps: what the kernel tables hold ---------------------------------------------------------
 

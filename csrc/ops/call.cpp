@@ -17,8 +17,20 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-std::optional<DType> to_dtype(ScalarType type) {
-  switch (type) {
+ScalarType to_scalar_type(DType dtype) {
+  constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16,
+                                  ScalarType::Half};
+  return types[int(dtype)];
+}
+
+[[noreturn]] void fail_in(const char* op, const std::string& message) {
+  throw std::runtime_error("fastvae." + std::string(op) + ": " + message);
+}
+
+}  // namespace
+
+std::optional<DType> dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
     case ScalarType::Float:
       return DType::float32;
     case ScalarType::Double:
@@ -32,26 +44,38 @@ std::optional<DType> to_dtype(ScalarType type) {
   }
 }
 
-ScalarType to_scalar_type(DType dtype) {
-  constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16,
-                                  ScalarType::Half};
-  return types[int(dtype)];
+Place Place::of(const Tensor& tensor) {
+  Place place;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &place.device_type));
+  place.device_index = tensor.get_device_index();
+  return place;
 }
 
-int32_t device_type_of(const Tensor& tensor) {
-  int32_t type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
-  return type;
+bool Place::on_cpu() const { return device_type == aoti_torch_device_type_cpu() && !kCudaOnHost; }
+
+Tensor empty(const Dims& sizes, const Dims& strides, DType dtype, Place place) {
+  AtenTensorHandle handle = nullptr;
+  const ScalarType type = to_scalar_type(dtype);
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), place.device_type,
+      place.device_index, &handle));
+  Tensor tensor(handle);
+  if (place.on_cpu())
+    use_large_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
 }
 
-}  // namespace
+ScaleForm scale_form(const char* name, int64_t param) {
+  constexpr ScaleForm forms[] = {{true, 0.5f}, {true, 1.0f}, {false, 1.0f}, {false, 0.5f}};
+  if (param < 0 || param > 3) fail_in(name, "param is " + std::to_string(param) + ", want 0 ... 3");
+  return forms[param];
+}
 
 // ---- Operands -----------------------------------------------------------------------------------
 
 Call::Call(const char* op, int64_t param, const OptionalBound& bound) : op_(op) {
-  constexpr ScaleForm forms[] = {{true, 0.5f}, {true, 1.0f}, {false, 1.0f}, {false, 0.5f}};
-  if (param < 0 || param > 3) fail("param is " + std::to_string(param) + ", want 0 ... 3");
-  plan_.settings.scale = forms[param];
+  plan_.settings.scale = scale_form(op, param);
   if (!bound) return;
   if (bound->size() != 3 || !((*bound)[0] >= 0 && (*bound)[0] < int(Bounding::none)))
     fail("bound is not a kind, 0 ... 2, with its two ends");
@@ -60,9 +84,7 @@ Call::Call(const char* op, int64_t param, const OptionalBound& bound) : op_(op) 
   plan_.settings.scale.high = (*bound)[2];
 }
 
-void Call::fail(const std::string& message) const {
-  throw std::runtime_error("fastvae." + std::string(op_) + ": " + message);
-}
+void Call::fail(const std::string& message) const { fail_in(op_, message); }
 
 Call::Operand Call::operand(const char* name, const Tensor& tensor) const {
   Operand result;
@@ -74,23 +96,21 @@ Call::Operand Call::operand(const char* name, const Tensor& tensor) const {
 }
 
 void Call::check_type(const Operand& operand, DType dtype) const {
-  if (to_dtype(operand.tensor->scalar_type()) != dtype)
+  if (dtype_of(*operand.tensor) != dtype)
     fail(std::string(operand.name) + " has another dtype than this op wants for the given " +
          inputs_[0].name);
-  if (device_type_of(*operand.tensor) != device_type_ ||
-      operand.tensor->get_device_index() != device_index_)
+  if (Place::of(*operand.tensor) != place_)
     fail(std::string(operand.name) + " is on another device than " + inputs_[0].name);
 }
 
 void Call::input(const char* name, const Tensor& tensor) {
   inputs_.push_back(operand(name, tensor));
   if (inputs_.size() == 1) {
-    const auto dtype = to_dtype(tensor.scalar_type());
+    const auto dtype = dtype_of(tensor);
     if (!dtype) fail(std::string(name) + " must be float32, float64, bfloat16 or float16");
     dtype_ = *dtype;
     accumulate_ = dtype_ == DType::float64 ? DType::float64 : DType::float32;
-    device_type_ = device_type_of(tensor);
-    device_index_ = tensor.get_device_index();
+    place_ = Place::of(tensor);
   }
   check_type(inputs_.back(), dtype_);
 }
@@ -214,7 +234,7 @@ void Call::finish_shape() {
         (seed_->dim() == 1 && (base.empty() || seed_->size(0) != base[0])))
       fail("seed must be int64 of shape [] or, one for each row, [" +
            (base.empty() ? "" : std::to_string(base[0])) + "]");
-    if (device_type_of(*seed_) != device_type_ || seed_->get_device_index() != device_index_)
+    if (Place::of(*seed_) != place_)
       fail("seed is on another device than " + std::string(inputs_[0].name));
     plan_.noise.seed_per_row = seed_->dim() == 1;
     if (plan_.noise.seed_per_row) seed_ = torch::stable::contiguous(*seed_);
@@ -256,15 +276,7 @@ Dims Call::dense_strides(const Dims& sizes, int64_t trailing) const {
 }
 
 Tensor Call::allocate(const Dims& sizes, const Dims& strides, DType dtype) const {
-  AtenTensorHandle handle = nullptr;
-  const ScalarType type = to_scalar_type(dtype);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type_,
-      device_index_, &handle));
-  Tensor tensor(handle);
-  if (on_cpu()) use_large_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
-  return tensor;
+  return empty(sizes, strides, dtype, place_);
 }
 
 void Call::make_dense(Operand& operand) const {
@@ -274,7 +286,7 @@ void Call::make_dense(Operand& operand) const {
     int64_t dim = operand.packed_dim, length = operand.sizes[dim];
     source = torch::stable::narrow(source, dim, operand.offset == 0 ? 0 : length, length);
   }
-  Tensor dense = allocate(operand.sizes, strides, *to_dtype(source.scalar_type()));
+  Tensor dense = allocate(operand.sizes, strides, *dtype_of(source));
   torch::stable::copy_(dense, source);
   operand.tensor = dense;
   operand.offset = 0;
@@ -355,8 +367,8 @@ void Call::scale(const Tensor& factor) {
   if (!by.sizes.empty()) fail("factor has shape " + text(by.sizes) + ", want []");
   if (on_cpu()) fail("on the CPU there is no kernel, and no need of one");
   std::optional<torch::stable::accelerator::DeviceGuard> guard;
-  if (!kCudaOnHost) guard.emplace(device_index_);
-  scale_on_cuda(op_, device_index_, dtype_, gradient.tensor->mutable_data_ptr(),
+  if (!kCudaOnHost) guard.emplace(place_.device_index);
+  scale_on_cuda(op_, place_.device_index, dtype_, gradient.tensor->mutable_data_ptr(),
                 gradient.tensor->numel(), type, factor.data_ptr());
 }
 

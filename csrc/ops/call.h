@@ -24,6 +24,22 @@
 
 namespace fastvae {
 
+// Where a tensor lies.
+struct Place {
+  int32_t device_type = 0, device_index = 0;
+
+  static Place of(const Tensor& tensor);
+  bool on_cpu() const;  // and computed there by the CPU's loops
+  bool operator==(const Place&) const = default;
+};
+
+Tensor empty(const Dims& sizes, const Dims& strides, DType dtype, Place place);
+
+// What `param` of op `name` says of a Gaussian's second argument.
+ScaleForm scale_form(const char* name, int64_t param);
+
+std::optional<DType> dtype_of(const Tensor& tensor);
+
 using Gradients = InlineVector<Tensor, kMaxOutputs>;
 
 class Call {
@@ -95,7 +111,7 @@ class Call {
   void* address(const Operand& operand, DType dtype) const;
   bool collapse(const Step& step);
   void cut(const Step& step);
-  bool on_cpu() const;
+  bool on_cpu() const { return place_.on_cpu(); }
   void point(Gradient& gradient, Output& output);
   void finish(Gradient& gradient, const Output& output);
   void launch(int step_index, const Step& step);
@@ -103,7 +119,7 @@ class Call {
   const char* op_;
   Plan plan_;
   DType dtype_ = DType::float32, accumulate_ = DType::float32;
-  int32_t device_type_ = 0, device_index_ = 0;
+  Place place_;
 
   InlineVector<Operand, kMaxInputs> inputs_;
   std::optional<Operand> grad_output_, grad_value_, output_, value_;

@@ -37,11 +37,15 @@ struct Declaration {
   bool path = false;                  // takes `path_derivative`
   std::array<Variant, 2> variants{};  // by ascending number of operands
 
-  constexpr bool sums() const { return signature.value; }
+  constexpr bool value() const { return signature.value; }
+  constexpr bool sums() const {
+    return value() && signature.loop == Loop::map;
+  }                                                             // takes `event_ndim`
   constexpr bool counts() const { return signature.rates[0]; }  // takes `param`
   // Whether operand `k` may be left out.
   constexpr bool is_optional(int k) const {
-    return signature.gaussians ? k > 0 : signature.number && k == operands - 1;
+    if (signature.gaussians) return k > 0;
+    return (signature.number || signature.weighs) && k == operands - 1;
   }
   constexpr bool has_loss() const { return variants[0].with_gradient.index >= 0; }
   const Variant& variant(int given) const {
@@ -63,8 +67,10 @@ struct Arguments {
   int64_t event_ndim = -1;  // -1: nothing is summed
   Dims sample_shape;
   bool path_derivative = false;
-  double grad_value = 0;  // of every row, where no tensor says
-  int64_t needs = 0;      // bit i: the gradient of operand i is wanted
+  bool marginals = false;
+  double log_own = 0, log_other = 0;  // of a row with the component of its number, with others
+  double grad_value = 0;              // of every row, where no tensor says
+  int64_t needs = 0;                  // bit i: the gradient of operand i is wanted
   OptionalBound bound;
 };
 
@@ -72,7 +78,12 @@ struct Arguments {
 template <class A, class F>  // A: Arguments, const or not
 void for_each_setting(const Declaration& op, Direction direction, A& a, const F& f) {
   if (op.signature.number) f(op.signature.number, a.number);
-  if (op.scale_form || op.counts()) f("param", a.param);
+  if (op.scale_form || op.counts() || op.signature.loop == Loop::pairs) f("param", a.param);
+  if (op.signature.weighs) {
+    f("marginals", a.marginals);
+    f("log_own", a.log_own);
+    f("log_other", a.log_other);
+  }
   if (op.signature.gaussians) f("packed_dim", a.packed_dim);
   if (op.signature.levels) {
     f("bins", a.bins);
@@ -107,6 +118,12 @@ constexpr Variant variant_of() {
   return v;
 }
 
+constexpr int operands_of(const Signature& signature) {
+  int operands = 0;
+  while (operands < kMaxOperands && signature.operands[operands]) ++operands;
+  return operands;
+}
+
 template <class First, class... Others>
 constexpr Declaration declaration_of(Op<First, Others...>) {
   Declaration d{.signature = First::signature,
@@ -115,8 +132,14 @@ constexpr Declaration declaration_of(Op<First, Others...>) {
                 .scale_form = First::Forward::step.bounded_input > 0,
                 .path = has_path<First>,
                 .variants = {variant_of<First>(), variant_of<Others>()...}};
-  while (d.operands < kMaxOperands && d.signature.operands[d.operands]) ++d.operands;
+  d.operands = operands_of(d.signature);
   return d;
+}
+
+template <class Other>
+  requires(Other::signature.loop != Loop::map)
+constexpr Declaration declaration_of(Op<Other>) {
+  return {.signature = Other::signature, .operands = operands_of(Other::signature)};
 }
 
 template <class... O>
@@ -124,7 +147,7 @@ constexpr std::array<Declaration, sizeof...(O)> declarations_of(List<O...>) {
   return {declaration_of(O())...};
 }
 
-constexpr auto kDeclarations = declarations_of(Ops());
+constexpr auto kDeclarations = declarations_of(Ops() + LogSumOps());
 constexpr int kOps = int(kDeclarations.size());
 
 }  // namespace fastvae

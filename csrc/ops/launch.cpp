@@ -173,16 +173,14 @@ void Call::cut(const Step& step) {
   }
 }
 
-bool Call::on_cpu() const { return device_type_ == aoti_torch_device_type_cpu() && !kCudaOnHost; }
-
 void Call::launch(int step_index, const Step& step) {
   finish_shape();
   if (numel_ == 0) return;
-  const bool on_cuda = device_type_ == aoti_torch_device_type_cuda();
+  const bool on_cuda = place_.device_type == aoti_torch_device_type_cuda();
   if (!on_cpu() && !(on_cuda ? kHasCuda : kCudaOnHost))
     fail("this build has no kernels for the device of " + std::string(inputs_[0].name));
   std::optional<torch::stable::accelerator::DeviceGuard> guard;
-  if (on_cuda) guard.emplace(device_index_);
+  if (on_cuda) guard.emplace(place_.device_index);
   while (!collapse(step)) {
   }
   if (on_cpu()) cut(step);
@@ -200,7 +198,7 @@ void Call::launch(int step_index, const Step& step) {
   if (sums_) p.unit_sums = value_->tensor->mutable_data_ptr();
   if (!on_cpu()) {
     std::vector<Tensor> memory;
-    run_on_cuda(op_, device_index_, step_index, step, dtype_, p, [&](int64_t bytes) {
+    run_on_cuda(op_, place_.device_index, step_index, step, dtype_, p, [&](int64_t bytes) {
       memory.push_back(allocate({ceil_div(bytes, 8)}, {1}, DType::float64));
       return memory.back().mutable_data_ptr();
     });

@@ -40,7 +40,7 @@ std::string schema(int index, Direction direction) {
     in.push_back((optional ? "Tensor? " : "Tensor ") + name);
   };
   if (!forward && op.z) tensor(may_lack_gradients(op), "grad_z");
-  if (!forward && op.sums())
+  if (!forward && op.value())
     tensor(may_lack_gradients(op), std::string("grad_") + op.signature.value);
   for (int k = 0; k < op.operands; ++k) tensor(op.is_optional(k), op.signature.operands[k]);
   if (op.noise) tensor(false, "seed");
@@ -49,7 +49,7 @@ std::string schema(int index, Direction direction) {
     in.push_back(type(value) + " " + name + (name == "bound" ? "=None" : ""));
   });
   if (forward && op.z) out.push_back("Tensor");
-  if (direction != Direction::backward && op.sums()) out.push_back("Tensor");
+  if (direction != Direction::backward && op.value()) out.push_back("Tensor");
   if (!forward) out.insert(out.end(), size_t(op.operands), "Tensor");
   const std::string returns = out.size() == 1 ? out[0] : "(" + list(out) + ")";
   return std::string(operator_name(index, direction)) + "(" + list(in) + ") -> " + returns;
@@ -83,7 +83,7 @@ void take_arguments(Stack stack, const Declaration& op, Direction direction, Ten
                     Arguments& arguments) {
   const bool forward = direction == Direction::forward;
   if (!forward && op.z) stack.take(tensors.grad_z, may_lack_gradients(op));
-  if (!forward && op.sums()) stack.take(tensors.grad_value, may_lack_gradients(op));
+  if (!forward && op.value()) stack.take(tensors.grad_value, may_lack_gradients(op));
   for (int k = 0; k < op.operands; ++k) stack.take(tensors.operand[k], op.is_optional(k));
   if (op.noise) stack.take(tensors.seed, false);
   for_each_setting(op, direction, arguments, [&](const char*, auto& value) { stack.take(value); });

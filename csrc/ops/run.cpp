@@ -1,4 +1,5 @@
 #include "call.h"
+#include "log_sums.h"
 
 namespace fastvae {
 namespace {
@@ -58,6 +59,7 @@ const char* operator_name(int op, Direction direction) {
 Outputs run(int index, Direction direction, const Tensors& tensors, const Arguments& a) {
   const Declaration& op = kDeclarations[index];
   const char* name = operator_name(index, direction);
+  if (op.signature.loop != Loop::map) return run_log_sum(op, name, direction, tensors, a);
   int given = given_operands(op, tensors, name);
   const Variant& variant = op.variant(given);
   Call call(name, op.scale_form ? a.param : 0, a.bound);

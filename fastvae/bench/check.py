@@ -106,7 +106,8 @@ def _definition(case: Case, tensors: list[Tensor], outputs: Sequence[Tensor]) ->
     function = case.op.function
     if function.endswith(("_log_prob", "_nll_loss")):
         scale = (2 * math.log(SIGMA),) if case.op.name.endswith(":sigma") else ()
-        return [getattr(reference, function)(*tensors, *scale)]
+        found = getattr(reference, function)(*tensors, *scale)
+        return [*found] if isinstance(found, tuple) else [found]
     right = []
     if function.startswith("rsample"):
         mu, sigma = tensors[0], torch.exp(0.5 * tensors[1])

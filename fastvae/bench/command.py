@@ -204,7 +204,7 @@ def select(arguments: argparse.Namespace) -> list[Case]:
         shapes_of = {OPS[name]: [SHAPES[s] for n, s in TARGETS if n == name] for name, _ in TARGETS}
     elif arguments.idioms:
         given = arguments.shapes or list(IDIOM_SHAPES)
-        ops = [op for op in _ops(arguments.ops) if op.name in peers.IDIOMS]
+        ops = [op for op in _ops(arguments.ops) if op.name in peers.IDIOMS and not op.compares]
         shapes_of = {op: _shapes(given, op) for op in ops}
     else:
         shapes_of = {op: _shapes(arguments.shapes, op) for op in _ops(arguments.ops)}

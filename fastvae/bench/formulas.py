@@ -101,6 +101,26 @@ class Formulas(Library):
         inside = first + last + self.lib.log(-self.lib.expm1(-2 * half * precision))
         return _rows(where(x < half, first, where(x > 1 - half, last, inside)))
 
+    def mixture_log_prob(self, z: Any, mu: Any, logvar: Any, log_weights: Any) -> Any:
+        return self._logsumexp(self._pairs(z, mu, logvar).sum(-1) + log_weights)
+
+    def aggregate_log_prob(self, z: Any, mu: Any, logvar: Any) -> Any:
+        pairs = self._pairs(z, mu, logvar) - math.log(len(mu))
+        joint = self._logsumexp(pairs.sum(-1) + (pairs.shape[-1] - 1) * math.log(len(mu)))
+        return joint, self._logsumexp(pairs).sum(-1)
+
+    def _pairs(self, z: Any, mu: Any, logvar: Any) -> Any:
+        z, mu, logvar = (t.reshape(len(t), -1) for t in (z, mu, logvar))
+        squares = (z[:, None] - mu) ** 2 / self.lib.exp(logvar)
+        return -0.5 * (math.log(2 * math.pi) + logvar + squares)
+
+    def _logsumexp(self, t: Any) -> Any:
+        if self.lib is torch:
+            return torch.logsumexp(t, 1)
+        from jax.scipy.special import logsumexp
+
+        return logsumexp(t, 1)
+
     # Counts as scvi-tools 1.4 writes them, term by term.
 
     def poisson_log_prob(self, x: Any, mean: Any) -> Any:

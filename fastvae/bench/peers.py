@@ -149,11 +149,14 @@ def unavailable(peer: str, case: Case) -> str:
         return "there is none"
     if peer == "distributions" and case.op.function.startswith("discretized_logistic"):
         return "torch.distributions has none"
-    if peer == "distributions" and case.op.function.startswith("zero_inflated"):
+    if peer == "distributions" and case.op.function.startswith(("zero_inflated", "aggregate")):
         return "torch.distributions has none"
+    if peer == "distributions" and case.op.function.startswith("mixture"):
+        return "torch.distributions normalizes the weights"
     if peer == "distributions" and case.op.function.startswith("continuous_bernoulli"):
         return "that of torch.distributions is off by more than the check allows"
-    if peer != FUSED and case.dtype.itemsize == 2 and case.op.data in ("grey", "counts"):
+    loses = case.op.data in ("grey", "counts") or case.op.compares
+    if peer != FUSED and case.dtype.itemsize == 2 and loses:
         return "in a half type its formula keeps no digits"
     if peer != FUSED and case.dtype == torch.float64 and "negative_binomial" in case.op.name:
         return "its epsilon is visible in float64"
@@ -231,11 +234,20 @@ def _gaussian_nll(x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return F.gaussian_nll_loss(mean, x, logvar.exp(), reduction="sum")
 
 
+def _by_matrix_products(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor) -> Tensor:
+    precision = torch.exp(-logvar)
+    squares = (z * z) @ precision.T - 2 * z @ (mu * precision).T + (mu * mu * precision).sum(1)
+    constant = logvar.sum(1) + mu.shape[1] * math.log(2 * math.pi)
+    return torch.logsumexp(log_weights - 0.5 * (squares + constant), 1)
+
+
 # By the name of the op: how it is known, and its function.
 IDIOMS: dict[str, tuple[str, Function]] = {
     "rsample": ("mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)", _rsample),
     "kl_divergence": ("-0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(1)", _kl),
     "rsample_kl": ("both of these", _rsample_kl),
+    "mixture_log_prob:500": ("the square by matrix products", _by_matrix_products),
+    "mixture_log_prob:1000": ("the square by matrix products", _by_matrix_products),
     "gaussian_nll_loss:sigma": (
         "F.mse_loss(reduction='sum')",
         lambda x, mean: F.mse_loss(mean, x, reduction="sum"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .distributions import DiagonalGaussian
 from .importance import log_weights
 from .priors import Posterior
 
@@ -146,9 +147,18 @@ def _aggregate(
     information = marginal_kl = 0.0
     for q in posteriors:
         z = q.rsample(generator=generator)
-        pairs = torch.cat([other.log_prob(z.unsqueeze(1)) for other in posteriors], 1)
-        log_aggregate = torch.logsumexp(pairs, 1) - math.log(n)
+        log_aggregate = _log_aggregate(z, posteriors, n)
         log_prior = model.prior.log_prob(z, event_ndim=len(q.event_shape))
         information += (q.log_prob(z) - log_aggregate).sum().item()
         marginal_kl += (log_aggregate - log_prior).sum().item()
     return information / n, marginal_kl / n
+
+
+def _log_aggregate(z: Tensor, posteriors: list[Posterior], n: int) -> Tensor:
+    """ln q(z), of the mean of n posteriors."""
+    gaussians = [q for q in posteriors if isinstance(q, DiagonalGaussian)]
+    if len(gaussians) < len(posteriors):
+        pairs = torch.cat([q.log_prob(z.unsqueeze(1)) for q in posteriors], 1)
+        return torch.logsumexp(pairs, 1) - math.log(n)
+    mu, logvar = (torch.cat([getattr(q, name) for q in gaussians]) for name in ("mu", "logvar"))
+    return ops.mixture_log_prob(z, mu, logvar, param=gaussians[0].param)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["Beta", "Capacity", "Cyclical", "FreeBits", "Linear", "Penalty"]
+__all__ = ["Beta", "Capacity", "Cyclical", "FreeBits", "Linear", "Penalty", "check_not_negative"]
 
 
 class Penalty(Protocol):
@@ -40,7 +40,7 @@ class Beta:
     elementwise: bool = dataclasses.field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _not_negative("beta", self.beta)
+        check_not_negative("beta", self.beta)
 
     def __call__(self, kl: Tensor) -> Tensor:
         return self.beta * kl.mean()
@@ -66,8 +66,8 @@ class Capacity:
     elementwise: bool = dataclasses.field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _not_negative("capacity", self.capacity)
-        _not_negative("gamma", self.gamma)
+        check_not_negative("capacity", self.capacity)
+        check_not_negative("gamma", self.gamma)
 
     def __call__(self, kl: Tensor) -> Tensor:
         if not self.per_example:
@@ -99,8 +99,8 @@ class FreeBits:
     elementwise: bool = dataclasses.field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _not_negative("nats", self.nats)
-        _not_negative("beta", self.beta)
+        check_not_negative("nats", self.nats)
+        check_not_negative("beta", self.beta)
 
     def __call__(self, kl: Tensor) -> Tensor:
         kl = kl.flatten(1)
@@ -115,7 +115,7 @@ class FreeBits:
         return self.beta * kl.clamp(min=self.nats).sum(1).mean()
 
 
-def _not_negative(name: str, value: float) -> None:
+def check_not_negative(name: str, value: float) -> None:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value}; want a number of at least 0")
 

@@ -203,8 +203,23 @@ class _Mixture(Prior):
         raise NotImplementedError
 
     def log_prob(self, z: Tensor, condition: Any = None, *, event_ndim: int = 1) -> Tensor:
-        of_each = self.components().log_prob(z.unsqueeze(-1 - event_ndim))
-        return torch.logsumexp(of_each + torch.log_softmax(self.logits, 0).to(of_each.dtype), -1)
+        p, log_weights = self.components(), torch.log_softmax(self.logits, 0)
+        if isinstance(p, DiagonalGaussian):
+            return ops.mixture_log_prob(
+                z, p.mu, p.logvar, log_weights, param=p.param, event_ndim=event_ndim
+            )
+        of_each = p.log_prob(z.unsqueeze(-1 - event_ndim))
+        return torch.logsumexp(of_each + log_weights.to(of_each.dtype), -1)
+
+    def responsibilities(self, z: Tensor, *, event_ndim: int = 1) -> Tensor:
+        """p(k | z), of z's shape with the components in the place of the event: to which cluster
+        z belongs (Jiang et al. 2017, "Variational deep embedding")."""
+        p = self.components()
+        if isinstance(p, DiagonalGaussian):
+            of_each = ops.pairwise_log_prob(z, p.mu, p.logvar, param=p.param, event_ndim=event_ndim)
+        else:
+            of_each = p.log_prob(z.unsqueeze(-1 - event_ndim))
+        return torch.softmax(of_each + torch.log_softmax(self.logits, 0).to(of_each.dtype), -1)
 
     def sample(
         self,

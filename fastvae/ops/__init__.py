@@ -17,13 +17,18 @@ from .gaussian import (
     rsample_kl,
     rsample_log_ratio,
 )
+from .items import (
+    categorical_log_prob,
+    categorical_nll_loss,
+    multinomial_log_prob,
+    multinomial_nll_loss,
+)
+from .mixtures import aggregate_log_prob, mixture_log_prob, pairwise_log_prob
 from .noise import draw_seed
 from .op import has_kernels
 from .pixels import (
     bernoulli_log_prob,
     bernoulli_nll_loss,
-    categorical_log_prob,
-    categorical_nll_loss,
     continuous_bernoulli_log_prob,
     continuous_bernoulli_nll_loss,
     discretized_logistic_log_prob,
@@ -36,6 +41,7 @@ from .pixels import (
 
 __all__ = [
     "Bound",
+    "aggregate_log_prob",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
     "categorical_log_prob",
@@ -53,8 +59,12 @@ __all__ = [
     "kl_divergence",
     "laplace_log_prob",
     "laplace_nll_loss",
+    "mixture_log_prob",
+    "multinomial_log_prob",
+    "multinomial_nll_loss",
     "negative_binomial_log_prob",
     "negative_binomial_nll_loss",
+    "pairwise_log_prob",
     "poisson_log_prob",
     "poisson_nll_loss",
     "rsample",

@@ -30,7 +30,7 @@ _DEFINITIONS: dict[Callable[..., Any], Callable[..., Any]] = {}  # by public fun
 
 
 def declare(
-    formula: Callable[..., R], *, params: Sequence[str] = PARAMS
+    formula: Callable[..., R], *, params: Sequence[str] = PARAMS, whole: bool = False
 ) -> Callable[[Callable[P, Request]], Callable[P, R]]:
     """Makes an op of a function that checks its arguments, and that has its kernel's name.
 
@@ -41,10 +41,12 @@ def declare(
             other settings of the op. It returns a sample, a value that is then summed over events,
             or both.
         params: the values of `param`, in the order of the kernels' codes.
+        whole: the definition is of whole tensors as the kernel takes them, not of elements: nothing
+            is broadcast or summed around it.
     """
 
     def decorate(request: Callable[P, Request]) -> Callable[P, R]:
-        op = OPS[request.__name__] = Op(request.__name__, formula, request, params)
+        op = OPS[request.__name__] = Op(request.__name__, formula, request, params, whole)
         signature = inspect.signature(request)
         signature = signature.replace(
             return_annotation=inspect.signature(formula).return_annotation

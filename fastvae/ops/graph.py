@@ -59,8 +59,10 @@ class Kernels:
         self._record_loss = _direct(_make_loss(self, op.name)) if self.with_gradient else None
         self.ordinary_call = self.ordinary_loss = self._run = None
         if nodes := backend.nodes():
-            index = nodes.register(op.name, _parameters(op.request), self.gradients)
-            self.ordinary_call = functools.partial(nodes.call, index)
+            # What is whole is reshaped first.
+            parameters = () if op.whole else _parameters(op.request)
+            index = nodes.register(op.name, parameters, self.gradients)
+            self.ordinary_call = None if op.whole else functools.partial(nodes.call, index)
             self.ordinary_loss = functools.partial(nodes.loss, index) if with_gradient else None
             self._run = functools.partial(nodes.run, index)
 

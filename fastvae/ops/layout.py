@@ -118,6 +118,8 @@ class Schema:
 
     Attributes:
         operands: the names of its tensors but the seed.
+        pairs: the first operand is [..., size], its others are of components, [components, ...].
+        items: the second operand is [..., items].
         settings: the names of what follows them, in order.
     """
 
@@ -127,7 +129,10 @@ class Schema:
         self.settings = [name for name, _ in arguments][len(self.operands) :]
         self.draws = "seed" in self.settings
         self.sums = "event_ndim" in self.settings
-        self.outputs = self.draws + self.sums
+        whole = not (self.draws or self.sums)
+        self.pairs = whole and "z" in self.operands
+        self.items = whole and not self.pairs
+        self.outputs = self.draws + self.sums + whole
 
     def split(
         self, arguments: Sequence[Any], *, gradients: bool = False
@@ -168,6 +173,14 @@ def _layout(operands: Sequence[Tensor | None], settings: dict[str, Any]) -> Layo
 
 def _forward(schema: Schema, *arguments: Any) -> Any:
     _, operands, settings = schema.split(arguments)
+    if schema.pairs:
+        z, components = operands[:2]
+        each = () if "marginals" in settings else components.shape[:1]
+        return z.new_empty((*z.shape[:-1], *each))
+    if schema.items:
+        logits = operands[1]
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        return logits.new_empty(logits.shape[:-1], dtype=dtype)
     layout = _layout(operands, settings)
     outputs = [layout.output()] * schema.draws + [layout.value() for _ in range(schema.sums)]
     return tuple(outputs) if len(outputs) > 1 else outputs[0]
@@ -175,7 +188,13 @@ def _forward(schema: Schema, *arguments: Any) -> Any:
 
 def _backward(schema: Schema, *arguments: Any) -> tuple[Tensor | None, ...]:
     _, operands, settings = schema.split(arguments, gradients=True)
-    return _layout(operands, settings).gradients(len(operands), settings["needs"])
+    needs = settings["needs"]
+    if schema.pairs or schema.items:
+        return tuple(
+            t.new_empty(t.shape) if t is not None and needs >> k & 1 else None
+            for k, t in enumerate(operands)
+        )
+    return _layout(operands, settings).gradients(len(operands), needs)
 
 
 def _with_gradient(schema: Schema, *arguments: Any) -> tuple[Tensor | None, ...]:

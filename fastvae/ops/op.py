@@ -45,6 +45,7 @@ class Op(Generic[R]):
     """See `declare`.
 
     Attributes:
+        whole: see `declare`.
         name: of the public function, of the kernel, and of the operator of `torch.ops.fastvae`.
         request: checks the public function's arguments.
         ordinary_call, ordinary_loss: take the public function's arguments, and those of the loss
@@ -58,8 +59,10 @@ class Op(Generic[R]):
         formula: Callable[..., R],
         request: Callable[..., Request],
         params: Sequence[str],
+        whole: bool,
     ) -> None:
         self.name = name
+        self.whole = whole
         self._params = params
         self.request = request
         self._formula = formula
@@ -105,6 +108,10 @@ class Op(Generic[R]):
         if settings.get("bound") is not None:
             k = self._operands.index("logvar")
             tensors[k] = Bound.from_numbers(settings["bound"])(tensors[k])
+        if self.whole:
+            if "param" in settings:
+                settings = {**settings, "param": self._params[settings["param"]]}
+            return self._formula(*tensors, **{name: settings[name] for name in self._given})
         shape = torch.broadcast_shapes(*(t.shape for t in tensors if t is not None))
         sample_shape = tuple(settings.get("sample_shape", ()))
         values = dict(settings)

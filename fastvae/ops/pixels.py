@@ -6,8 +6,8 @@ are computed and summed in float32; a wrong dtype raises TypeError, a wrong shap
 ValueError. All are differentiable in every argument, and stable: no difference of nearly equal
 numbers, no overflow that a result does not have.
 
-Those whose cost is a pass over the pixels are fused ops, under their definitions; the mixture and
-the categorical are plain PyTorch. Each has a loss that ends in it, its `*_nll_loss`.
+Those whose cost is a pass over the pixels are fused ops, under their definitions; the mixture is
+plain PyTorch. Each has a loss that ends in it, its `*_nll_loss`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from .op import Request
 __all__ = [
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
-    "categorical_log_prob",
-    "categorical_nll_loss",
     "continuous_bernoulli_log_prob",
     "continuous_bernoulli_mean",
     "continuous_bernoulli_nll_loss",
@@ -296,28 +294,3 @@ def discretized_logistic_mixture_log_prob(
 
 
 discretized_logistic_mixture_nll_loss = loss_of(discretized_logistic_mixture_log_prob)
-
-
-def categorical_log_prob(x: Tensor, logits: Tensor, *, event_ndim: int | None = None) -> Tensor:
-    """ln softmax(logits) at the class x.
-
-    Args:
-        x: int64 class indices.
-        logits: of shape x.shape + [classes], or with more leading dimensions.
-        event_ndim: how many trailing dimensions of x are summed; default all but the first.
-
-    Returns:
-        Nats, of shape `x.shape[:-event_ndim]`, or that which it broadcasts to.
-
-    Raises:
-        TypeError: x is not int64.
-    """
-    if x.dtype != torch.int64:
-        raise TypeError(f"x has dtype {x.dtype}; want torch.int64, class indices")
-    log_prob = log_softmax(computed_in(logits), -1)
-    index = x.expand(log_prob.shape[:-1]).unsqueeze(-1)
-    log_prob = log_prob.gather(-1, index).squeeze(-1)
-    return event_sum(log_prob, log_prob.shape, event_ndim)
-
-
-categorical_nll_loss = loss_of(categorical_log_prob)

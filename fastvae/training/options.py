@@ -38,6 +38,7 @@ _COUNT = _number(int, "a whole number of at least 0", lambda n: n >= 0)
 _SEED = _number(int, "a whole number from 0 to 2^63 - 1", lambda n: 0 <= n < 2**63)
 _POSITIVE = _number(float, "a number above 0", lambda v: 0 < v < math.inf)
 _NOT_NEGATIVE = _number(float, "a number of at least 0", lambda v: 0 <= v < math.inf)
+_SHARE = _number(float, "a number from 0 to 1", lambda v: 0 <= v <= 1)
 
 
 def _sigma(text: str) -> float | str:
@@ -84,13 +85,21 @@ _SETTINGS: dict[str, tuple[tuple[str, Callable[[str], Any] | tuple[str, ...], st
         ("posterior", POSTERIORS, "covariance of q(z | x)"),
     ),
     "objective": (
-        ("objective", OBJECTIVES, "stl is the ELBO by sticking the landing"),
+        (
+            "objective",
+            OBJECTIVES,
+            "stl is the ELBO by sticking the landing; beta-tc weighs the total correlation by "
+            "beta; info has the MMD of the aggregate posterior and the prior; dip its covariance",
+        ),
         ("samples", _WHOLE, "of z for each example"),
         ("beta", _NOT_NEGATIVE, "weight of the KL divergence"),
         ("warmup", _COUNT, "epochs in which beta, or the capacity, rises from 0"),
         ("cycles", _WHOLE, "warm-ups, each followed by as many epochs at the full value"),
         ("capacity", _NOT_NEGATIVE, "pay beta |KL - capacity|, in nats, instead of beta KL"),
         ("free-bits", _NOT_NEGATIVE, "nats of each latent dimension that cost nothing"),
+        ("alpha", _SHARE, "of info: the share of the KL that is not paid"),
+        ("mmd", _NOT_NEGATIVE, "of info: lambda; the MMD is weighted by alpha + lambda - 1"),
+        ("dip", _NOT_NEGATIVE, "of dip: weight of the covariance's difference from I"),
     ),
 }
 

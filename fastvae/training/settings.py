@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..models import likelihoods, objectives, penalties, priors
+from ..models import aggregates, likelihoods, objectives, penalties, priors
 from ..models.cholesky import CholeskyGaussian
 from ..models.vae import VAE
 from ..ops.bounds import Bound
@@ -46,7 +46,7 @@ LIKELIHOODS = (
 COUNTS = ("poisson", "nb", "zinb")
 """Those of `LIKELIHOODS` whose data are counts."""
 SIGMAS = ("learned", "channel", "pixel", "decoder", "optimal")
-OBJECTIVES = ("elbo", "stl", "iwae", "dreg")
+OBJECTIVES = ("elbo", "stl", "iwae", "dreg", "beta-tc", "info", "dip")
 PRIORS = ("standard", "learned", "mixture", "vamp")
 POSTERIORS = ("diagonal", "full")
 LR_SCHEDULES = ("constant", "cosine")
@@ -79,18 +79,30 @@ class Settings:
     cycles: int = 1
     capacity: float | None = None
     free_bits: float = 0.0
+    alpha: float = 0.0
+    mmd: float = 10.0
+    dip: float = 10.0
     batch_size: int = 64
     lr: float = 1e-3
     lr_schedule: str = "constant"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        weighted = self.beta != 1 or self.warmup or self.capacity is not None or self.free_bits
-        if self.objective != "elbo" and weighted:
+        annealed = self.warmup or self.capacity is not None or self.free_bits
+        if self.objective == "beta-tc" and annealed:
+            raise ValueError(
+                "objective beta-tc weighs the total correlation by beta; want no warm-up, capacity "
+                "or free bits with it"
+            )
+        if self.objective not in ("elbo", "beta-tc") and (annealed or self.beta != 1):
             raise ValueError(
                 f"objective {self.objective} has no weighted KL; want no beta, warm-up, capacity "
                 "or free bits with it"
             )
+        if self.objective in ("beta-tc", "info", "dip") and self.samples != 1:
+            raise ValueError(f"objective {self.objective} takes one sample; want no others")
+        if self.objective in ("beta-tc", "dip") and self.posterior != "diagonal":
+            raise ValueError(f"objective {self.objective} wants a diagonal posterior")
         if self.capacity is not None and self.free_bits:
             raise ValueError("capacity and free bits are both given; want one of them")
         exact = self.posterior == "diagonal" and self.prior in ("standard", "learned")
@@ -118,8 +130,8 @@ def build_model(x: Tensor, settings: Settings) -> VAE:
 
     Args:
         x: the training data, [N, ...]; only its shape matters, but for a VampPrior, whose
-            pseudo-inputs are at first the first examples, and for counts, whose median total is
-            that of samples.
+            pseudo-inputs are at first the first examples, for beta-tc, which takes N, and for
+            counts, whose median total is that of samples.
     """
     shape, latent = x.shape[1:], settings.latent_dim
     full = settings.posterior == "full"
@@ -139,7 +151,7 @@ def build_model(x: Tensor, settings: Settings) -> VAE:
         ),
         latent_shape=latent,
         likelihood=likelihood,
-        objective=_objective(settings),
+        objective=_objective(settings, len(x)),
         posterior=CholeskyGaussian.from_params if full else None,
     )
     if settings.prior == "learned":
@@ -193,7 +205,7 @@ def _likelihood(x: Tensor, settings: Settings) -> likelihoods.Likelihood:
     return kinds[str(sigma) if settings.likelihood == "gaussian" else settings.likelihood]()
 
 
-def _objective(settings: Settings) -> objectives.Objective:
+def _objective(settings: Settings, examples: int) -> objectives.Objective:
     samples = settings.samples
     if settings.objective == "stl":
         return objectives.StickingTheLanding(samples)
@@ -201,6 +213,12 @@ def _objective(settings: Settings) -> objectives.Objective:
         return objectives.IWAE(samples)
     if settings.objective == "dreg":
         return objectives.DReG(samples)
+    if settings.objective == "beta-tc":
+        return aggregates.BetaTC(examples, beta=settings.beta)
+    if settings.objective == "info":
+        return aggregates.InfoVAE(settings.alpha, settings.mmd)
+    if settings.objective == "dip":
+        return aggregates.DIPVAE(settings.dip, settings.dip)
     penalty: penalties.Penalty = penalties.Beta(settings.beta)
     if settings.capacity is not None:
         penalty = penalties.Capacity(settings.capacity, gamma=settings.beta)

@@ -3,6 +3,7 @@
 
 namespace fastvae {
 const KernelTable kBaselineKernels = {};
+const LogSumTable kBaselineLogSums = {};
 }
 
 // The only stream there is. A CPU-only PyTorch has none to give.

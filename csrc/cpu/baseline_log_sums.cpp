@@ -1,0 +1,9 @@
+#define FASTVAE_TARGET baseline
+#include <type_traits>
+
+#include "items.h"
+#include "marginals.h"
+
+namespace fastvae {
+const LogSumTable kBaselineLogSums = {kPairRows, kItemRow};
+}

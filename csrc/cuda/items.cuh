@@ -1,0 +1,70 @@
+// The CUDA loop over rows of logits (../items.h): a block for each.
+#pragma once
+
+#include "../items.h"
+#include "kernels.h"
+#include "log_sum.cuh"
+
+namespace fastvae {
+
+// l - ln sum, of a sum that has more digits than l.
+template <class A>
+__device__ A relative(A l, double log_sum) {
+  const A high = A(log_sum);
+  return (l - high) - A(log_sum - double(high));
+}
+
+// 0 for an item that never was and has no probability.
+template <class A>
+__device__ A log_p_of(A count, A l, double log_sum) {
+  const A log_p = relative(l, log_sum);
+  return count == A(0) && log_p == -Constants<A>::infinity ? A(0) : log_p;
+}
+
+template <class S>
+__global__ void __launch_bounds__(kBlockThreads, 2) item_rows(const __grid_constant__ Items items) {
+  using A = Accumulate<S>;
+  const int64_t row = blockIdx.x, n = items.items;
+  const S* logits = static_cast<const S*>(items.logits) + row * n;
+  const S* x = items.x ? static_cast<const S*>(items.x) + row * n : nullptr;
+  LogSum<A, A> sum;
+  for (int64_t i = threadIdx.x; i < n; i += kBlockThreads) sum.add(widen(logits[i]));
+  sum.combine();
+  const double log_sum = sum.log_sum();
+  const int64_t chosen = x ? 0 : items.chosen[row];
+  const bool exists = x || (chosen >= 0 && chosen < n);
+  if (!items.grad) {
+    double value = 0;
+    if (x)
+      for (int64_t i = threadIdx.x; i < n; i += kBlockThreads) {
+        value += widen(x[i]) * log_p_of<A>(widen(x[i]), widen(logits[i]), log_sum);
+      }
+    value = group_sum(value, kBlockThreads);
+    if (threadIdx.x) return;
+    if (!x)
+      value = exists ? double(widen(logits[chosen])) - log_sum : double(Constants<double>::nan);
+    static_cast<A*>(items.value)[row] = A(value);
+    return;
+  }
+  double count = 1;
+  if (x) {
+    count = 0;
+    for (int64_t i = threadIdx.x; i < n; i += kBlockThreads) count += widen(x[i]);
+    count = group_sum(count, kBlockThreads);
+  }
+  const A grad = exists ? static_cast<const A*>(items.grad)[row] : A(Constants<A>::nan);
+  const A share = A(-double(grad) * count);
+  for (int64_t i = threadIdx.x; i < n; i += kBlockThreads) {
+    const A log_p = relative(A(widen(logits[i])), log_sum);
+    if (items.grad_x)
+      narrow(log_p_of<A>(widen(x[i]), widen(logits[i]), log_sum) * grad,
+             static_cast<S*>(items.grad_x)[row * n + i]);
+    if (!items.grad_logits) continue;
+    const A p = weight(at_least(A(0), log_p * A(-kLog2e)));
+    A gradient = x ? fma(p, share, widen(x[i]) * grad) : p * share;
+    if (!x && i == chosen) gradient = grad * (A(1) - p);
+    narrow(gradient, static_cast<S*>(items.grad_logits)[row * n + i]);
+  }
+}
+
+}  // namespace fastvae

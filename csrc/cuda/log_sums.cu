@@ -1,0 +1,108 @@
+// What the loops launch that end in the logarithm of a sum: one kernel after the other on one
+// stream.
+#include <cstdint>
+#include <type_traits>
+
+#include "dispatch.h"
+#include "items.cuh"
+#include "marginals.cuh"
+#include "stream.h"
+
+namespace fastvae {
+namespace {
+
+// Launches, until one fails.
+class Launcher {
+ public:
+  explicit Launcher(cudaStream_t stream) : stream_(stream) {}
+  cudaError_t error = cudaSuccess;
+
+  template <class... Params, class... Args>
+  void operator()(void (*kernel)(Params...), int64_t blocks, const Args&... args) {
+    if (error != cudaSuccess || blocks == 0) return;
+    error = blocks > INT32_MAX
+                ? cudaErrorInvalidConfiguration
+                : launch_kernel(kernel, unsigned(blocks), kBlockThreads, stream_, args...);
+  }
+
+ private:
+  cudaStream_t stream_;
+};
+
+template <class T>
+void run_marginals(Launcher& launch, Pairs& p, const Scratch& scratch) {
+  p.packed = scratch(Marginals<T>::numbers(p) * int64_t(sizeof(T)));
+  p.constants = static_cast<double*>(scratch(p.size * int64_t(sizeof(double))));
+  p.log_sums =
+      static_cast<double*>(scratch(p.size * (p.rows + p.components) * int64_t(sizeof(double))));
+  const auto blocks = [](int64_t n) { return (n + kBlockThreads - 1) / kBlockThreads; };
+  launch(pack_marginals<T>, p.size, p);
+  launch(marginal_rows<T>, p.rows * p.size, p);
+  if (!p.grad) {
+    const double* log_sums = p.log_sums;
+    launch(add_dimensions<T>, blocks(p.rows), log_sums, p.rows, p.size, static_cast<T*>(p.value));
+    return;
+  }
+  if (p.grad_mu || p.grad_s || p.grad_log_weights)
+    launch(marginal_components<T>, p.components * p.size, p);
+  const double* of_weights = p.log_sums + p.size * p.rows;
+  if (p.grad_log_weights)
+    launch(add_dimensions<T>, blocks(p.components), of_weights, p.components, p.size,
+           static_cast<T*>(p.grad_log_weights));
+}
+
+template <class T, bool kEach>
+void run_pairs(Launcher& launch, Pairs& p, const Scratch& scratch) {
+  p.packed = scratch(Sides<T>::numbers(p) * int64_t(sizeof(T)));
+  p.constants = static_cast<double*>(scratch(p.components * int64_t(sizeof(double))));
+  p.log_sums = static_cast<double*>(scratch(p.rows * int64_t(sizeof(double))));
+  launch(pack_sides<T>, p.components + p.rows, p);
+  if (!p.grad || p.grad_z || !kEach) launch(pair_rows<T, kEach>, p.rows, p);
+  if (p.grad_mu || p.grad_s || p.grad_log_weights)
+    launch(pair_components<T, kEach>, p.components, p);
+}
+
+template <class T>
+void run_any(Launcher& launch, PairValue value, Pairs& p, const Scratch& scratch) {
+  switch (value) {
+    case PairValue::each:
+      return run_pairs<T, true>(launch, p, scratch);
+    case PairValue::mixture:
+      return run_pairs<T, false>(launch, p, scratch);
+    case PairValue::marginals:
+      return run_marginals<T>(launch, p, scratch);
+  }
+}
+
+}  // namespace
+
+void run_items_on_cuda(const char* op, int device, DType dtype, const Items& items) {
+  Launcher launch(current_stream(op, device));
+  switch (dtype) {
+    case DType::float32:
+      launch(item_rows<float>, items.rows, items);
+      break;
+    case DType::float64:
+      launch(item_rows<double>, items.rows, items);
+      break;
+    case DType::bfloat16:
+      launch(item_rows<__nv_bfloat16>, items.rows, items);
+      break;
+    case DType::float16:
+      launch(item_rows<__half>, items.rows, items);
+      break;
+  }
+  check(launch.error, op);
+}
+
+void run_pairs_on_cuda(const char* op, int device, PairValue value, DType dtype, Pairs pairs,
+                       const Scratch& scratch) {
+  Launcher launch(current_stream(op, device));
+  if (dtype == DType::float64)
+    run_any<double>(launch, value, pairs, scratch);
+  else
+    run_any<float>(launch, value, pairs, scratch);
+  check(launch.error, op);
+}
+
+}  // namespace fastvae

@@ -1,0 +1,97 @@
+// A row z and a component N(mu, diag sigma^2) of a mixture, over one number or a vector of
+// components, on host and device:
+//
+//     ln N(z) = -1/2 sum_d t_d^2 + sum_d c_d,   t = (z - mu) / sigma,   c = -ln sigma - 1/2 ln 2 pi
+//
+// Never t^2 by its three terms: z^2 - 2 z mu + mu^2 is what a product of matrices can compute, and
+// loses the digits that z and mu have in common.
+//
+// Gradients, for the upstream gradient w of ln N(z), with u = z - mu, are kept as sums of w u and
+// w u^2 and divided by sigma^2 at the end, once for a component:
+//
+//     d/dz = -w u / sigma^2,   d/dmu = w u / sigma^2,   d/dh = w (u^2 / sigma^2 - 1),   h = ln
+//     sigma
+#pragma once
+
+#include "gaussian.h"
+
+namespace fastvae {
+inline namespace FASTVAE_TARGET {
+
+struct PairwiseLogProb {
+  static constexpr Signature signature{.name = "pairwise_log_prob",
+                                       .operands = {"z", "mu", "logvar"},
+                                       .value = "log_prob",
+                                       .loop = Loop::pairs};
+};
+struct MixtureLogProb {
+  static constexpr Signature signature{.name = "mixture_log_prob",
+                                       .operands = {"z", "mu", "logvar", "log_weights"},
+                                       .value = "log_prob",
+                                       .loop = Loop::pairs,
+                                       .weighs = true};
+};
+
+// Finite as its square is, so that a weight of 0 has no gradient whatever sigma is.
+template <class V>
+FASTVAE_INLINE V precision_root(Scale scale, V s) {
+  constexpr bool kDouble = sizeof(Real<V>) == sizeof(double);
+  return at_most(V(Real<V>(kDouble ? 0x1p500 : 0x1p62)), scale.inverse_sigma(s));
+}
+
+template <class V>
+FASTVAE_INLINE V log_constant(Scale scale, V s) {
+  return V(Real<V>(-0.91893853320467274178)) - scale.log_sigma(s);
+}
+
+template <class V>
+FASTVAE_INLINE V add_square(V sum, V z, V mu, V inverse_sigma) {
+  const V t = (z - mu) * inverse_sigma;
+  return fma(t, t, sum);
+}
+
+// 2^-q for q >= 0: what a component weighs against one of weight 1. 0 below 10^-26 (in double
+// 10^-130), which no sum notices: numbers near the smallest would make every product with them take
+// a hundred times as long.
+template <class V>
+FASTVAE_INLINE V weight(V q) {
+  using C = Constants<Real<V>>;
+  constexpr bool kDouble = sizeof(Real<V>) == sizeof(double);
+  const V shifted = V(C::round_magic) - q;
+  const V n = shifted - V(C::round_magic);
+  const V r = (q + n) * V(Real<V>(-0.69314718055994530942));  // -q = n + r / ln 2
+  const V r2 = r * r;
+  const V expm1 = fma(r2, exp_polynomial(r, r2), r);
+  const V power = as_real((as_int(shifted) + Int<V>(C::exponent_bias)) << C::mantissa_bits);
+  return select(q >= V(Real<V>(kDouble ? 430 : 86)), V(0), fma(power, expm1, power));
+}
+constexpr double kLog2e = 1.4426950408889634074;
+
+// The sums that gradients of a component are made of.
+template <class V>
+struct ComponentSums {
+  V first, second;  // of w u, of w u^2
+
+  FASTVAE_INLINE void add(V weight, V z, V mu) {
+    const V u = z - mu, v = weight * u;
+    first = first + v;
+    second = fma(v, u, second);
+  }
+};
+template <class V>
+FASTVAE_INLINE V gradient_of_mu(V first, V inverse_sigma) {
+  return first * inverse_sigma * inverse_sigma;
+}
+template <class V>
+FASTVAE_INLINE V gradient_of_s(Scale scale, V s, V second, V weights, V inverse_sigma) {
+  return (second * inverse_sigma * inverse_sigma - weights) * scale.log_sigma_slope(s);
+}
+
+// d ln N / dz, times w, added up over components.
+template <class V>
+FASTVAE_INLINE V add_gradient_of_z(V sum, V weight, V z, V mu, V precision) {
+  return fma(weight * (mu - z), precision, sum);
+}
+
+}  // namespace FASTVAE_TARGET
+}  // namespace fastvae
