@@ -320,10 +320,9 @@ def parse(name: str, usage: str, section: str) -> Kernel | None:
             labels[label[1]] = len(instructions)
         elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
             instructions.append(instruction[1])
-    types = {"f": "float", "d": "double", "13__nv_bfloat16": "__nv_bfloat16", "6__half": "__half"}
     return Kernel(
         step,
-        types[found["type"]],
+        MANGLED_TYPES[found["type"]],
         SUMS[int(found["sums"])],
         int(found["width"]),
         found["log"] == "1",
@@ -342,6 +341,64 @@ def kernels(binary: Path) -> list[Kernel]:
         (k for parts in disassemble(binary) if (k := parse(*parts))),
         key=lambda k: (order[1].index(k.dtype), order[0].index(k.step), k.name),
     )
+
+
+class LogSumKernel(NamedTuple):
+    """One of the loops that end in the logarithm of a sum (csrc/cuda/log_sums.cu)."""
+
+    name: str
+    dtype: str
+    registers: int
+    shared_bytes: int
+    local_bytes: int
+
+    @property
+    def warps(self) -> int:
+        """Of a multiprocessor, at once."""
+        a_block = BLOCK_THREADS // 32 * -(-self.registers * 32 // 256) * 256
+        return min(8, REGISTERS // a_block) * BLOCK_THREADS // 32
+
+
+LOG_SUMS = (
+    *("pack_sides", "pair_rows", "pair_components"),
+    *("pack_marginals", "marginal_rows", "marginal_components", "add_dimensions", "item_rows"),
+)
+MANGLED_LOG_SUM = re.compile(
+    rf"fastvae\d+(?P<name>{'|'.join(LOG_SUMS)})I(?P<type>f|d|13__nv_bfloat16|6__half)"
+    r"(?:Lb(?P<each>\d))?E"
+)
+MANGLED_TYPES = {
+    "f": "float",
+    "d": "double",
+    "13__nv_bfloat16": "__nv_bfloat16",
+    "6__half": "__half",
+}
+
+
+def log_sum_kernels(binary: Path) -> list[LogSumKernel]:
+    cuobjdump = find_tool("cuobjdump")
+    assert cuobjdump
+    usage = subprocess.run(
+        [cuobjdump, "-res-usage", "-arch", ARCH, str(binary.resolve())],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    found = []
+    for mangled, needs in re.findall(r"Function (\S+):\n\s+(.*)", usage):
+        if not (match := MANGLED_LOG_SUM.search(mangled)):
+            continue
+        of = {"1": ", each", "0": ", mixture", None: ""}[match["each"]]
+        found.append(
+            LogSumKernel(
+                match["name"] + of,
+                TYPES[MANGLED_TYPES[match["type"]]],
+                int(re.search(r"REG:(\d+)", needs)[1]),
+                int(re.search(r"SHARED:(\d+)", needs)[1]),
+                sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", needs)),
+            )
+        )
+    return sorted(found)
 
 
 def find_binary() -> Path:
@@ -383,15 +440,23 @@ def markdown(found: list[Kernel]) -> str:
     return "\n".join(lines)
 
 
-BEGIN, END = "<!-- cuda-report: begin -->", "<!-- cuda-report: end -->"
+def log_sum_markdown(found: list[LogSumKernel]) -> str:
+    lines = ["| kernel | type | registers | warps | shared memory |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {k.name} | {k.dtype} | {k.registers} | {k.warps} | {k.shared_bytes} B |" for k in found
+    ]
+    return "\n".join(lines)
 
 
-def write(file: Path, found: list[Kernel]) -> None:
+def write(file: Path, reports: dict[str, str]) -> None:
+    """Puts each between the marks of its name."""
     text = file.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
+    for name, report in reports.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{report}\n{end}{rest.split(end)[1]}"
     new = file.with_suffix(".new")
-    new.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{after}", encoding="utf-8")
+    new.write_text(text, encoding="utf-8")
     new.replace(file)
 
 
@@ -400,14 +465,19 @@ def main() -> int:
     parser.add_argument("--binary", type=Path, help="default: fastvae/_C of this checkout")
     parser.add_argument("--write", type=Path, help="a document with the report's markers")
     arguments = parser.parse_args()
-    found = kernels(arguments.binary or find_binary())
+    binary = arguments.binary or find_binary()
+    found, log_sums = kernels(binary), log_sum_kernels(binary)
     print(table(found))
+    for k in log_sums:
+        print(f"{k.name + ' ' + k.dtype:<64} {k.registers:>9} {k.warps:>5}")
     bad = {k.name: problems for k in found if (problems := k.problems())}
+    bad |= {k.name: [f"spills registers: {k.local_bytes} bytes"] for k in log_sums if k.local_bytes}
     for name, problems in bad.items():
         print(f"{name}: {'; '.join(problems)}")
-    print(f"{len(found)} kernels for {ARCH}, {len(bad)} with problems")
+    print(f"{len(found) + len(log_sums)} kernels for {ARCH}, {len(bad)} with problems")
     if arguments.write:
-        write(arguments.write, found)
+        reports = {"cuda-report": markdown(found), "log-sums": log_sum_markdown(log_sums)}
+        write(arguments.write, reports)
     return 1 if bad or not found else 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import log_sum_cases
 import numpy as np
 import torch
 from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, gradients
@@ -31,12 +32,17 @@ def fingerprint() -> dict[str, np.ndarray]:
             shape = (40, *LAYOUT_SHAPE[1:3], 21)
             tensors = [layout(t) if t.dim() == 4 else t for t in op.inputs(shape)]
             bits[f"{op.name} {name}"] = _bits(op, tensors)
+    for name, tensors in log_sum_cases.results():
+        bits[name] = _joined(tensors)
     return bits
 
 
 def _bits(op, tensors) -> np.ndarray:
     grads, _ = gradients(op, tensors)
-    results = [*op(fastvae, tensors), *grads]
+    return _joined([*op(fastvae, tensors), *grads])
+
+
+def _joined(results) -> np.ndarray:
     return np.concatenate([t.flatten().contiguous().view(torch.uint8).numpy() for t in results])
 
 

@@ -18,7 +18,10 @@ from cuda_on_host.bits import bits
 import fastvae
 
 HERE = Path(__file__).parent
-TABLES = ("gradients", "values", "noise", "packed", "broadcasting", "extremes", "nll_loss")
+TABLES = (
+    *("gradients", "values", "noise", "packed", "broadcasting", "extremes", "nll_loss"),
+    *("mixtures", "items"),
+)
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="fibers and linking are those of Linux"),

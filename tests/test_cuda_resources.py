@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from cuda_resources import SIZES, STEPS, Kernel, find_binary, find_tool, kernels, markdown
+from cuda_resources import (
+    LOG_SUMS,
+    SIZES,
+    STEPS,
+    Kernel,
+    find_binary,
+    find_tool,
+    kernels,
+    log_sum_kernels,
+    log_sum_markdown,
+    markdown,
+)
 
 import fastvae
 
@@ -55,6 +66,10 @@ def test_every_kernel() -> None:
     }
     assert all(0.05 < k.predicted <= 1 for k in found if k.wide)
     assert markdown(found).count("\n") > 2 * len(STEPS)
+    log_sums = log_sum_kernels(find_binary())
+    assert {k.name.partition(",")[0] for k in log_sums} == {*LOG_SUMS}
+    assert {k.name: k.local_bytes for k in log_sums if k.local_bytes} == {}
+    assert log_sum_markdown(log_sums).count("\n") == len(log_sums) + 1
 
 
 def test_the_usual_way_through_a_loop() -> None:

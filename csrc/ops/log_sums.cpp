@@ -183,7 +183,7 @@ class ItemCall : DenseCall {
   }
 
   void run() const {
-    if (place_.on_cpu()) check_chosen();
+    if (place_.device_type == aoti_torch_device_type_cpu()) check_chosen();
     launch([&] { run_items_on_cpu(dtype_, items_); },
            [&] { run_items_on_cuda(name_, place_.device_index, dtype_, items_); });
   }

@@ -226,6 +226,7 @@ OPS = {
             _latent("aggregate_log_prob", ("z", *_Q), ("joint", "marginals")),
             shapes=("256x32", "1024x32"),
         ),
+        _likelihood("multinomial_log_prob", ("logits",), ("512x50000",), data="binary")[0],
         *(log_prob for log_prob, _ in _LIKELIHOODS),
         *(loss for _, loss in _LIKELIHOODS),
     )
@@ -287,6 +288,7 @@ for _name, _text in (
     ("128x64", f"{SAMPLES} samples of it"),
     ("128x40", "VampPrior's latent"),
     ("256x64", "against a large mixture"),
+    ("512x50000", "a catalogue"),
     ("256x32", "total correlation of a batch"),
     ("1024x32", "of a large batch"),
     ("64x16384", "large"),
@@ -351,6 +353,8 @@ class Case:
 
 def fits(op: Op, shape: Shape) -> bool:
     """Whether a shape can be an op's: only a posterior comes in halves or in levels."""
+    if op.function.startswith("multinomial") and any(len(size) > 2 for size in shape.sizes):
+        return False  # whose rows have one dimension
     return ("mu" in op.inputs and not op.compares) or (not shape.halves and len(shape.sizes) == 1)
 
 
@@ -375,6 +379,7 @@ TARGETS: dict[tuple[str, str], dict[str, float]] = {
     ("mixture_log_prob:500", "128x40"): {"eager": 25, "compile": 2},
     ("mixture_log_prob:1000", "256x64"): {"eager": 80, "compile": 10, "idiom": 1},
     ("aggregate_log_prob", "1024x32"): {"eager": 30, "compile": 8},
+    ("multinomial_log_prob", "512x50000"): {"idiom": 2},
     ("zero_inflated_negative_binomial_log_prob", "128x2000"): {"eager": 10, "compile": 6},
     ("zero_inflated_negative_binomial_log_prob", "128x10000"): {"eager": 10, "compile": 6},
 }

@@ -109,6 +109,9 @@ class Formulas(Library):
         joint = self._logsumexp(pairs.sum(-1) + (pairs.shape[-1] - 1) * math.log(len(mu)))
         return joint, self._logsumexp(pairs).sum(-1)
 
+    def multinomial_log_prob(self, x: Any, logits: Any) -> Any:
+        return (x * (logits - self._logsumexp(logits)[:, None])).sum(-1)
+
     def _pairs(self, z: Any, mu: Any, logvar: Any) -> Any:
         z, mu, logvar = (t.reshape(len(t), -1) for t in (z, mu, logvar))
         squares = (z[:, None] - mu) ** 2 / self.lib.exp(logvar)

@@ -151,8 +151,8 @@ def unavailable(peer: str, case: Case) -> str:
         return "torch.distributions has none"
     if peer == "distributions" and case.op.function.startswith(("zero_inflated", "aggregate")):
         return "torch.distributions has none"
-    if peer == "distributions" and case.op.function.startswith("mixture"):
-        return "torch.distributions normalizes the weights"
+    if peer == "distributions" and case.op.function.startswith(("mixture", "multinomial")):
+        return "that of torch.distributions is another"
     if peer == "distributions" and case.op.function.startswith("continuous_bernoulli"):
         return "that of torch.distributions is off by more than the check allows"
     loses = case.op.data in ("grey", "counts") or case.op.compares
@@ -248,6 +248,10 @@ IDIOMS: dict[str, tuple[str, Function]] = {
     "rsample_kl": ("both of these", _rsample_kl),
     "mixture_log_prob:500": ("the square by matrix products", _by_matrix_products),
     "mixture_log_prob:1000": ("the square by matrix products", _by_matrix_products),
+    "multinomial_log_prob": (
+        "(x * F.log_softmax(logits, -1)).sum(-1)",
+        lambda x, logits: (x * F.log_softmax(logits, -1)).sum(-1),
+    ),
     "gaussian_nll_loss:sigma": (
         "F.mse_loss(reduction='sum')",
         lambda x, mean: F.mse_loss(mean, x, reduction="sum"),
