@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..ops.arguments import whole
 from .importance import LogWeights, log_mean_exp, log_weights
 from .penalties import Beta, Penalty
 
@@ -74,6 +75,7 @@ class ELBO:
             or "monte_carlo": mean_k ln q(z_k | x) - ln p(z_k).
 
     Raises:
+        TypeError: `penalty` is none, such as a number, or `samples` is no whole number.
         ValueError: `samples` below 1, or an unknown `kl`.
     """
 
@@ -82,7 +84,11 @@ class ELBO:
     kl: str = "analytic"
 
     def __post_init__(self) -> None:
-        _check_samples(self.samples)
+        if not callable(self.penalty):
+            raise TypeError(
+                f"penalty is {self.penalty!r}; want a penalty, such as fastvae.Beta({self.penalty})"
+            )
+        self.samples = whole("samples", self.samples, least=1)
         if self.kl not in ("analytic", "monte_carlo"):
             raise ValueError(f"kl is {self.kl!r}; want 'analytic' or 'monte_carlo'")
 
@@ -141,7 +147,7 @@ class _Weighted:
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        _check_samples(self.samples)
+        self.samples = whole("samples", self.samples, least=1)
 
     def __call__(
         self,
@@ -240,8 +246,3 @@ class DReG(_Weighted):
                 factor = v.reshape(*v.shape, *(1,) * (t.dim() - 2)).to(t.dtype)
                 t.register_hook(functools.partial(torch.mul, factor))
         return log_mean_exp(weights.total)
-
-
-def _check_samples(samples: int) -> None:
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; want at least 1")

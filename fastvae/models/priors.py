@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.arguments import as_shape
 from ..ops.noise import draw, make_seed
 from .cholesky import CholeskyGaussian
 from .distributions import DiagonalGaussian
@@ -156,7 +157,7 @@ class LearnedGaussianPrior(GaussianPrior):
 
     def __init__(self, latent_shape: int | Sequence[int]) -> None:
         super().__init__()
-        shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+        shape = as_shape("latent_shape", latent_shape)
         self.mu = nn.Parameter(torch.zeros(1, *shape))
         self.logvar = nn.Parameter(torch.zeros(1, *shape))
 
@@ -253,7 +254,7 @@ class MixturePrior(_Mixture):
         self, components: int, latent_shape: int | Sequence[int], *, spread: float = 1.0
     ) -> None:
         super().__init__(components)
-        shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+        shape = as_shape("latent_shape", latent_shape)
         self.mu = nn.Parameter(spread * torch.randn(components, *shape))
         self.logvar = nn.Parameter(torch.zeros(components, *shape))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.arguments import check_param
+from ..ops.arguments import as_shape, check_param
 from ..ops.bounds import Bound
 from . import importance, information
 from .distributions import DiagonalGaussian
@@ -77,10 +77,8 @@ class VAE(nn.Module):
         check_param(param)
         if bound is not None and (param != "logvar" or posterior is not None):
             raise ValueError("bound is given; want param='logvar' and no posterior with it")
-        if isinstance(latent_shape, int):
-            latent_shape = (latent_shape,)
-        if latent_shape is not None and any(size < 1 for size in latent_shape):
-            raise ValueError(f"latent_shape is {list(latent_shape)}; want sizes above 0")
+        if latent_shape is not None:
+            latent_shape = as_shape("latent_shape", latent_shape)
         self.encoder = encoder
         self.decoder = decoder
         self.latent_shape = None if latent_shape is None else torch.Size(latent_shape)

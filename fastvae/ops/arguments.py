@@ -6,9 +6,10 @@ Nothing here looks at values: on a GPU that would wait for the device.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from numbers import Real
-from typing import cast
+from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from .bounds import Bound, Numbers
 __all__ = [
     "PARAMS",
     "TensorLike",
+    "as_shape",
     "check_bound",
     "check_levels",
     "check_param",
@@ -27,6 +29,7 @@ __all__ = [
     "gaussians",
     "log_prob_arguments",
     "tensor_arguments",
+    "whole",
 ]
 
 TensorLike = Tensor | float
@@ -196,6 +199,35 @@ def _computing_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
         return torch.float32  # in which they are exact up to 2^24; half types end at 2^8 and 2^11
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
     raise TypeError(f"{name} has dtype {dtype}; want one of {names}, or integers as data")
+
+
+def whole(name: str, value: object, least: int | None = None) -> int:
+    """A whole number, Python's or another kind, such as NumPy's.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is less than `least`.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}; want a whole number")
+    number = operator.index(cast(SupportsIndex, value))
+    if least is not None and number < least:
+        raise ValueError(f"{name} is {number}; want at least {least}")
+    return number
+
+
+def as_shape(name: str, sizes: int | Sequence[int]) -> tuple[int, ...]:
+    """The shape of one example, of which a number is the only size.
+
+    Raises:
+        TypeError: a size is no whole number.
+        ValueError: it is not above 0.
+    """
+    shape = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
+    shape = tuple(whole(name, size) for size in shape)
+    if any(size < 1 for size in shape):
+        raise ValueError(f"{name} is {list(shape)}; want sizes above 0")
+    return shape
 
 
 def check_sample_shape(sample_shape: Sequence[int]) -> torch.Size:

@@ -9,6 +9,7 @@ index along dimension 0, a column the C-order index inside its row, a sample the
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -80,8 +81,9 @@ def make_seed(
             rows = f", or [{shape[0]}]: one for each row" if shape else ""
             raise ValueError(f"seed has shape {list(seed.shape)}; want []{rows}")
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"seed is {seed!r}; want an int, an int64 tensor or None")
+    seed = operator.index(seed)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed is {seed}; want a signed 64-bit integer")
     return torch.full((), seed, dtype=torch.int64, device=device)
