@@ -114,9 +114,10 @@ def test_a_checkpoint_from_before_there_was_a_schedule(
 
 def distance_from_the_best(trainer: Trainer) -> tuple[float, float]:
     """Nats below the maximum of the mean ln p(x), and the largest principal angle, in degrees."""
-    ppca = exact.ProbabilisticPCA(trainer.train, 3)
-    best = ppca.log_prob(trainer.train.double()).mean().item()
-    elbo = trainer.model.report(trainer.train, samples=500, seed=0).elbo
+    train = trainer.x[trainer.rows]
+    ppca = exact.ProbabilisticPCA(train, 3)
+    best = ppca.log_prob(train.double()).mean().item()
+    elbo = trainer.model.report(train, samples=500, seed=0).elbo
     (weight,) = (w for w in trainer.model.decoder.parameters() if w.dim() == 2)
     basis = torch.linalg.qr(weight.detach().double()).Q
     cosines = torch.linalg.svdvals(basis.T @ ppca.directions)

@@ -69,8 +69,8 @@ def test_held_out_metrics_are_those_of_the_model() -> None:
     x = data.load("digits").x
     trainer = Trainer(Settings(hidden=16, batch_size=50), x, torch.device("cpu"))
     assert len(trainer.heldout) == len(x) // 10
-    assert len(trainer.heldout) + len(trainer.train) == len(x)
-    together = torch.cat([trainer.heldout, trainer.train])
+    assert len(trainer.heldout) + len(trainer.rows) == len(x)
+    together = torch.cat([trainer.heldout, trainer.x[trainer.rows]])
     assert torch.equal(together, x[trainer.split(len(x), 0)])
     row = trainer.run_epoch()
     with torch.no_grad():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_command import FILES, refusal, train
+from train_command import FILES, final_state, refusal, train
 
-from fastvae.training import data
+from fastvae.training import checkpoint, data
+from fastvae.training.settings import Settings
+from fastvae.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -31,8 +34,9 @@ def test_arrays_and_folders_of_images(folder: Path) -> None:
         Image.fromarray(image).save(path)
 
     named, grey = data.load("named.npz"), data.load("grey.npy")
-    torch.testing.assert_close(named.x, torch.from_numpy(images / np.float32(255)))
-    torch.testing.assert_close(grey.x, named.x[..., 0])
+    scaled = torch.from_numpy(images / np.float32(255))
+    torch.testing.assert_close(named.x, scaled.movedim(-1, 1))
+    torch.testing.assert_close(grey.x, scaled[..., 0])
     assert grey.labels is None
     assert data.load("single.npz").x.unique().tolist() == [0, 1]
     pictures = data.load("pictures")
@@ -78,11 +82,77 @@ def test_bad_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "arrays ['a', 'b']; want one named 'x'" in refusal(capsys, "--data", "two.npz")
     np.savez("labels.npz", x=np.zeros((9, 4)), y=np.zeros(8))
     assert "labels of shape [8]; want [9]" in refusal(capsys, "--data", "labels.npz")
-    (folder / "images").mkdir()
-    assert "images holds no images; want files .png" in refusal(capsys, "--data", "images")
-    for size in (4, 5):
-        Image.new("L", (size, 4)).save(folder / "images" / f"{size}.png")
-    assert "has shape [4, 5], 4.png has [4, 4]" in refusal(capsys, "--data", "images")
+
+
+def test_damaged_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez_compressed("flate.npz", x=np.random.default_rng(0).random((50, 40)))
+    content = bytearray((folder / "flate.npz").read_bytes())
+    content[500:510] = b"\xff" * 10
+    (folder / "flate.npz").write_bytes(content)
+    assert "flate.npz, array 'x' is not readable; want" in refusal(capsys, "--data", "flate.npz")
+
+    with zipfile.ZipFile("faces.zip", "w") as archive:
+        archive.writestr("faces/1.png", b"a picture")
+    assert "faces.zip holds no arrays; want an .npz" in refusal(capsys, "--data", "faces.zip")
+
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**15, 8)}
+    with open("huge.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    assert "huge.npy is not readable; want" in refusal(capsys, "--data", "huge.npy")
+    with zipfile.ZipFile("huge.npz", "w") as archive:
+        archive.write("huge.npy", "x.npy")
+    assert "huge.npz does not fit in memory: Unable" in refusal(capsys, "--data", "huge.npz")
+
+
+def test_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).random((9, 4))
+    np.savez("column.npz", x=x, y=np.arange(9)[:, None])
+    labels = data.load("column.npz").labels
+    assert labels is not None
+    assert labels.tolist() == list(range(9))
+    np.savez("objects.npz", x=x, y=np.array([{}] * 9, dtype=object))
+    message = refusal(capsys, "--data", "objects.npz")
+    assert "objects.npz, array 'y' is not readable; want" in message
+    assert "without Python objects" in message
+
+
+def test_channels_are_known(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Colour images are the same data whether channels are first or last."""
+    images = np.random.default_rng(0).integers(256, size=(20, 6, 5, 3), dtype=np.uint8)
+    np.save("last.npy", images)
+    np.save("first.npy", np.moveaxis(images, 3, 1))
+    last, first = data.load("last.npy"), data.load("first.npy")
+    assert last.x.shape == (20, 3, 6, 5)
+    assert last.fingerprint() == first.fingerprint()
+    counts = data.load("last.npy", counts=True)
+    assert counts.x.shape == (20, 3, 6, 5)
+    for name in ("last", "first"):
+        options = ("--data", f"{name}.npy", "--sigma", "channel", "--epochs", 1, "--out", name)
+        assert train(*options) == 0
+        state = checkpoint.load(folder / name / "checkpoint.pt")
+        assert state["model"]["likelihood.logvar"].shape == (3, 1, 1)
+    assert final_state("last")["model"] == final_state("first")["model"]
+    np.save("either.npy", images[:, :3])
+    assert "want channels that can be told from height" in refusal(capsys, "--data", "either.npy")
+
+
+def test_channels_of_grey_images_and_vectors() -> None:
+    x = torch.rand(20, 6, 5)
+    trainer = Trainer(Settings(sigma="channel", hidden=8), x, torch.device("cpu"))
+    assert trainer.model.likelihood.logvar.shape == (1, 1)
+    trainer = Trainer(Settings(sigma="channel", hidden=8), x.flatten(1), torch.device("cpu"))
+    assert trainer.model.likelihood.logvar.shape == (30,)
+
+
+def test_digits_and_a_folder_of_that_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "digits").mkdir()
+    assert "argument --data: is 'digits', the bundled data, but there is a ./digits too" in refusal(
+        capsys, "--data", "digits"
+    )
+    assert "digits holds no images" in refusal(capsys, "--data", "./digits")
+    assert train("--epochs", 1) == 0
 
 
 # ---- Wrong arguments -----------------------------------------------------------------------------
@@ -113,8 +183,30 @@ def test_bad_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ("--sweep-beta", 1, "--sweep-samples", 2),
             "argument --sweep-samples: --sweep-beta is given; want one of them",
         ),
-        (("--resume", "--sweep-beta", 1), "argument --resume: no run of digits-sweep-beta"),
-        (("--resume",), "argument --resume: no run of digits in runs; want --out"),
+        (
+            ("--resume", "--sweep-beta", 1),
+            "argument --resume: no sweep of beta in runs; want --out",
+        ),
+        (("--resume",), "argument --resume: no run in runs; want --out"),
+        (("--bins", 1), "argument --bins: is '1'; want a whole number of at least 2"),
+        (("--sigma", "1e300"), "argument --sigma: is '1e300'; want a number above 0, or learned"),
+        (("--min-sigma", "1e300"), "argument --min-sigma: is '1e300'; want a number above 0, from"),
+        (("--lr", "1e39"), "argument --lr: is '1e39'; want a number above 0, from 1e-30 to 1e30"),
+        (("--beta", "1e300"), "argument --beta: is '1e300'; want a number of at least 0 and up to"),
+        (("--threads", 99999999999), "argument --threads: is '99999999999'; want a whole number"),
+        (("--threads", 20000), "argument --threads: is '20000'; want a whole number above 0 and"),
+        (("--batch-size", 10**20), "argument --batch-size: is '100000000000000000000'; want"),
+        (("--data", ""), "argument --data: is ''; want a name"),
+        (("--out", ""), "argument --out: is ''; want a name"),
+        (("--sweep-beta", 1, "1.0"), "argument --sweep-beta: has 1.0 twice; want each value once"),
+        (
+            ("--likelihood", "laplace", "--sweep-sigma", 0.3, "optimal"),
+            "sigma is optimal, likelihood laplace; want a number or one of learned",
+        ),
+        (
+            ("--prior", "vamp", "--components", 1619),
+            "components is 1619, with 1618 training examples; want at most as many",
+        ),
         (("--resume", "--out", "x"), "argument --resume: x/checkpoint.pt does not exist; want"),
     ],
 )
@@ -136,7 +228,9 @@ def test_bad_resumes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "argument --latent-dim: is 4; want the resumed run's 3" in resumed("--latent-dim", 4)
     assert "argument --hidden: is 64; want the resumed run's 32" in resumed("--hidden", 64)
     assert "argument --sigma: is 0.5; want the resumed run's 0.2" in resumed("--sigma", 0.5)
-    assert "argument --data: is digits; want the resumed run's" in resumed("--data", "digits")
+    assert "argument --data: digits has shape and checksum [1797, 8, 8]" in resumed(
+        "--data", "digits"
+    )
     assert "argument --epochs: is 1; want at least the resumed run's 2" in resumed("--epochs", 1)
     np.save("a.npy", 2 * np.eye(8))
     assert "has shape and checksum [8, 8]" in resumed()

@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import re
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -22,8 +21,9 @@ import torch
 from ..backend import use_backend
 from ..files import write_csv, write_json
 from ..ops import has_kernels
-from . import checkpoint, claim, data, parallel
+from . import checkpoint, claim, data, parallel, runs
 from .options import SWEEPS, add_arguments
+from .runs import CHECKPOINT, FIGURE, METRICS, REPORT, RUNS
 from .settings import COUNTS, Settings
 from .trainer import COLUMNS, Trainer
 
@@ -31,17 +31,15 @@ __all__ = ["add_arguments", "main"]
 
 T = TypeVar("T")
 
-RUNS = Path("runs")
-CHECKPOINT, METRICS = "checkpoint.pt", "metrics.csv"
-FIGURE, REPORT = "figure.png", "report.json"
 EXTRAS = ("matplotlib", "PIL", "sklearn", "tqdm")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run `python -m fastvae train` and return the exit status.
 
-    0; 1 if the loss became NaN or infinite; 130 if interrupted. What the user can put right exits
-    with status 2 and one message, as argparse does.
+    0; 1 if the loss became NaN or infinite, a file could not be written or memory did not suffice;
+    130 if interrupted. What the user can put right exits with status 2 and one message, as argparse
+    does.
     """
     with parallel.joined():
         return _main(arguments)
@@ -52,17 +50,19 @@ def _main(arguments: argparse.Namespace) -> int:
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
         error(f"not installed: {', '.join(missing)}; want pip install 'fastvae-kernels[train]'")
-    swept = [name for name in SWEEPS if getattr(arguments, f"sweep_{name}") is not None]
-    if len(swept) > 1:
-        error(f"argument --sweep-{swept[1]}: --sweep-{swept[0]} is given; want one of them")
-    name = "-sweep-".join([_run_name(arguments.data or Settings.data), *swept])
-    folder = RUNS / name
-    if arguments.out is not None:
-        folder = arguments.out
-    elif arguments.resume:
-        folder = _attempt(arguments, "--resume", _latest_run, name)
-    is_new = arguments.out is None and not arguments.resume
-    folder = parallel.agreed(folder)
+    given = [name for name in SWEEPS if getattr(arguments, f"sweep_{name}") is not None]
+    if len(given) > 1:
+        error(f"argument --sweep-{given[1]}: --sweep-{given[0]} is given; want one of them")
+    swept = given[0] if given else None
+    if arguments.data is not None:
+        arguments.data = _attempt(arguments, "--data", runs.source, arguments.data)
+    folder = arguments.out
+    if folder is None and arguments.resume:
+        folder = _attempt(arguments, "--resume", runs.latest, arguments.data, swept)
+    arguments.folder = parallel.agreed(
+        folder
+    )  # None: a new one, once all else is known to be right
+    arguments.started = False
     with ExitStack() as stack:
         if arguments.backend is not None:
             backend = _attempt(arguments, "--backend", use_backend, arguments.backend)
@@ -71,17 +71,34 @@ def _main(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)  # 1 is as fast for digits, also on a busy machine
         try:
             if swept:
-                _sweep(arguments, swept[0], folder, is_new=is_new)
+                _sweep(arguments, swept, stack)
             else:
-                _single(arguments, folder, arguments.resume, is_new=is_new)
+                _single(arguments, stack)
         except KeyboardInterrupt:
-            folder = getattr(arguments, "folder", folder)
-            print(f"\ninterrupted; to go on: --resume --out {folder}", file=sys.stderr)
+            print(f"\ninterrupted; {_advice(arguments, swept)}", file=sys.stderr)
             return 130
-        except FloatingPointError as problem:
-            print(f"stopped: {problem}", file=sys.stderr)
+        except (FloatingPointError, MemoryError, OSError, RuntimeError) as problem:
+            if not _is_outside(problem):
+                raise
+            advice = "" if isinstance(problem, FloatingPointError) else _advice(arguments, swept)
+            print(f"stopped: {problem}" + (advice and f"; {advice}"), file=sys.stderr)
             return 1
     return 0
+
+
+def _is_outside(problem: Exception) -> bool:
+    """Whether it says what it is without a traceback: memory is a RuntimeError of PyTorch's."""
+    is_memory = isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem)
+    return is_memory or not isinstance(problem, RuntimeError)
+
+
+def _advice(arguments: argparse.Namespace, swept: str | None) -> str:
+    """How to go on, if there is something to go on with."""
+    folder = arguments.folder
+    if folder is None or not ((arguments.resume or arguments.started) and runs.can_resume(folder)):
+        return "nothing was saved yet"
+    values = [] if swept is None else [f"--sweep-{swept}", *getattr(arguments, f"sweep_{swept}")]
+    return f"to go on: --resume --out {' '.join(map(str, [folder, *values]))}"
 
 
 def _attempt(
@@ -95,58 +112,89 @@ def _attempt(
         raise
 
 
-def _sweep(arguments: argparse.Namespace, name: str, folder: Path, *, is_new: bool) -> None:
-    """One run for each value of a setting, each in a folder of its own, and their comparison."""
-    from . import sweep  # only here: it needs what may not be installed
-
-    if is_new:
-        folder = _new_folder(arguments, folder)
-    runs = {}
-    try:
-        for value in getattr(arguments, f"sweep_{name}"):
-            setattr(arguments, name, value)
-            run = folder / f"{name}-{value}"
-            # Of a sweep that was interrupted, some runs have not begun.
-            runs[value] = _single(
-                arguments, run, arguments.resume and parallel.agreed((run / CHECKPOINT).exists())
-            )
-    finally:
-        if is_new and parallel.rank() == 0:
-            with suppress(OSError):
-                folder.rmdir()  # refused before its first run, it is empty
-    if parallel.rank() == 0:
-        sweep.compare(folder, name, runs)
-
-
-def _single(
-    arguments: argparse.Namespace, folder: Path, resume: bool, *, is_new: bool = False
-) -> tuple[Trainer, dict[str, Any]]:
-    """One run from its arguments to its files; the trainer, and its report."""
-    state = (
-        _attempt(arguments, "--resume", checkpoint.load, folder / CHECKPOINT) if resume else None
-    )
+def _single(arguments: argparse.Namespace, stack: ExitStack) -> None:
+    """One run."""
+    state = _state(arguments, arguments.folder, stack) if arguments.resume else None
     settings = _settings(arguments, state)
     dataset = _attempt(arguments, "--data", _dataset, settings, state)
-    device = _attempt(arguments, "--device", _device, arguments.device)
-    trainer = Trainer(settings, dataset.x, device)
-    _attempt(arguments, "--data", trainer.model.likelihood.check, dataset.x.to(device))
-    if is_new:
-        folder = _new_folder(arguments, folder)
-    try:
-        with ExitStack() as stack:
-            if parallel.rank() == 0:
-                _attempt(arguments, "--out", _own, folder, stack, resume)
-            if state is not None:
-                trainer.load_state_dict(state)
-            return trainer, _run(trainer, dataset, folder, arguments.log_likelihood_samples)
-    except FloatingPointError as problem:
-        raise FloatingPointError(
-            f"{problem}; {folder / CHECKPOINT} holds epoch {len(trainer.history)}. Try a smaller "
-            f"--lr than {settings.lr:g}, or a larger --sigma or --min-sigma"
-        ) from problem
+    trainer = _trainer(arguments, settings, dataset, state)
+    if arguments.folder is None:
+        _make_folder(arguments, runs.name(settings.data))
+    _run(arguments, trainer, dataset, arguments.folder, is_new=state is None)
 
 
-def _run(trainer: Trainer, dataset: data.Dataset, folder: Path, n_samples: int) -> dict[str, Any]:
+def _sweep(arguments: argparse.Namespace, name: str, stack: ExitStack) -> None:
+    """One run for each value of a setting, each in a folder of its own, and their comparison.
+
+    All are checked before the first begins.
+    """
+    from . import sweep  # only here: it needs what may not be installed
+
+    values = getattr(arguments, f"sweep_{name}")
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            arguments.error(f"argument --sweep-{name}: has {value} twice; want each value once")
+    states: dict[Any, dict[str, Any]] = {}
+    for value in values if arguments.resume else []:
+        run = arguments.folder / f"{name}-{value}"
+        if parallel.agreed((run / CHECKPOINT).exists()):
+            states[value] = _state(arguments, run, stack)
+    if arguments.resume and not states:
+        arguments.error(f"argument --resume: {arguments.folder} holds no run of such a sweep")
+    # Of a sweep that was interrupted, some runs have not begun: they are like the others.
+    like = next(iter(states.values()), None)
+    settings = {}
+    for value in values:
+        setattr(arguments, name, value)
+        settings[value] = _settings(arguments, states.get(value, like), but_for=name)
+    dataset = _attempt(arguments, "--data", _dataset, settings[values[0]], like)
+    trainers = {
+        value: _trainer(arguments, settings[value], dataset, states.get(value)) for value in values
+    }
+    if arguments.folder is None:
+        _make_folder(arguments, f"{runs.name(settings[values[0]].data)}-sweep-{name}")
+    done = {}
+    for value, trainer in trainers.items():
+        run = arguments.folder / f"{name}-{value}"
+        report = _run(arguments, trainer, dataset, run, is_new=value not in states)
+        done[value] = trainer, report
+    if parallel.rank() == 0:
+        sweep.compare(arguments.folder, name, done)
+
+
+def _make_folder(arguments: argparse.Namespace, name: str) -> None:
+    """One that nobody else has, which an interruption can name."""
+    made = None
+    if parallel.rank() == 0:
+        made = _attempt(arguments, "--out", claim.new_folder, RUNS / name)
+    arguments.folder = parallel.agreed(made)
+
+
+def _run(
+    arguments: argparse.Namespace,
+    trainer: Trainer,
+    dataset: data.Dataset,
+    folder: Path,
+    *,
+    is_new: bool,
+) -> dict[str, Any]:
+    """One run, from its first step to come to its files; its report."""
+    with ExitStack() as stack:
+        if is_new and parallel.rank() == 0:
+            _attempt(arguments, "--out", runs.own, folder, stack)
+        arguments.started = True
+        try:
+            return _complete(trainer, dataset, folder, arguments.log_likelihood_samples)
+        except FloatingPointError as problem:
+            raise FloatingPointError(
+                f"{problem}; {folder / CHECKPOINT} holds epoch {len(trainer.history)}. Try a "
+                f"smaller --lr than {trainer.settings.lr:g}, or a larger --sigma or --min-sigma"
+            ) from problem
+
+
+def _complete(
+    trainer: Trainer, dataset: data.Dataset, folder: Path, n_samples: int
+) -> dict[str, Any]:
     """Train to the last epoch, keeping the files of `folder` up to date, report and draw.
 
     Of several processes, the first has the files, and says what there is to say.
@@ -156,15 +204,16 @@ def _run(trainer: Trainer, dataset: data.Dataset, folder: Path, n_samples: int) 
     if parallel.rank() > 0:
         _train(trainer, dataset.fingerprint(), folder)
         return {}
-    backend = "native" if has_kernels(trainer.train) else "reference"
+    backend = "native" if has_kernels(trainer.x) else "reference"
     print(
-        f"training on {len(trainer.train)} examples, {len(trainer.heldout)} held out, "
-        f"{trainer.train.device}, {backend} backend, into {folder}"
+        f"training on {len(trainer.rows)} examples, {len(trainer.heldout)} held out, "
+        f"{trainer.x.device}, {backend} backend, into {folder}"
     )
     _train(trainer, dataset.fingerprint(), folder)
-    order = trainer.split(len(dataset.x), trainer.settings.seed)
+    # Held-out examples first.
+    order = trainer.split(len(dataset.x), trainer.settings.seed)[: figures.POINTS]
     labels = None if dataset.labels is None else dataset.labels[order.numpy()]
-    x = torch.cat([trainer.heldout, trainer.train])
+    x = trainer.x[order.to(trainer.x.device)]
     model, seed = trainer.model.eval(), trainer.settings.seed
     figures.draw(folder / FIGURE, model, trainer.history, x, labels, seed=seed)
     report = trainer.report(n_samples)
@@ -216,19 +265,37 @@ def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
 # ---- From arguments to what they mean ------------------------------------------------------------
 
 
-def _settings(arguments: argparse.Namespace, state: dict[str, Any] | None) -> Settings:
-    """What was typed, over the settings of the resumed run, over the defaults."""
+def _state(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """The checkpoint of a run, which nobody else goes on with from now on."""
+    if parallel.rank() == 0 and folder.is_dir():
+        _attempt(arguments, "--out", stack.enter_context, claim.held(folder))
+    return _attempt(arguments, "--resume", checkpoint.load, folder / CHECKPOINT)
+
+
+def _settings(
+    arguments: argparse.Namespace, state: dict[str, Any] | None, but_for: str | None = None
+) -> Settings:
+    """What was typed, over the settings of the resumed run, over the defaults.
+
+    Args:
+        but_for: a setting in which the run may differ from that of the checkpoint.
+    """
     names = [field.name for field in dataclasses.fields(Settings)]
     typed = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    if typed.get("data", data.DIGITS) != data.DIGITS:
-        typed["data"] = str(Path(typed["data"]).resolve())  # to be found again from elsewhere
     saved: dict[str, Any] = {}
     if state is not None:
         # A run of an earlier version had what is now the default of a setting that it lacks.
         saved = {**dataclasses.asdict(Settings()), **state["settings"]}
+        unknown = [name for name in saved if name not in names]
+        if unknown:
+            arguments.error(
+                f"argument --resume: the run has the setting {unknown[0]}, which this version of "
+                "fastvae does not know; want the version that began it"
+            )
         done = len(state["history"])
         for name, value in typed.items():
-            if name != "epochs" and value != saved[name]:
+            # Data are known by their checksum, wherever they are now.
+            if name not in ("epochs", "data", but_for) and value != saved[name]:
                 option = "--" + name.replace("_", "-")
                 arguments.error(
                     f"argument {option}: is {value}; want the resumed run's {saved[name]}"
@@ -247,13 +314,38 @@ def _settings(arguments: argparse.Namespace, state: dict[str, Any] | None) -> Se
 def _dataset(settings: Settings, state: dict[str, Any] | None) -> data.Dataset:
     """The data set, which must be that of the resumed run."""
     source = settings.data
-    dataset = data.load(source, counts=settings.likelihood in COUNTS)
+    try:
+        dataset = data.load(source, counts=settings.likelihood in COUNTS)
+    except FileNotFoundError as problem:
+        if state is None or source != state["settings"]["data"]:
+            raise
+        raise ValueError(
+            f"{source!r} does not exist any more; want --data with where the data are now"
+        ) from problem
     if state is not None and state["data"] != dataset.fingerprint():
         raise ValueError(
             f"{source} has shape and checksum {dataset.fingerprint()}; want the resumed run's "
             f"{state['data']}"
         )
     return dataset
+
+
+def _trainer(
+    arguments: argparse.Namespace,
+    settings: Settings,
+    dataset: data.Dataset,
+    state: dict[str, Any] | None,
+) -> Trainer:
+    device = _attempt(arguments, "--device", _device, arguments.device)
+    try:
+        trainer = Trainer(settings, dataset.x, device)
+    except ValueError as problem:
+        arguments.error(str(problem))
+        raise
+    _attempt(arguments, "--data", trainer.model.likelihood.check, trainer.x)
+    if state is not None:
+        _attempt(arguments, "--resume", trainer.load_state_dict, state)
+    return trainer
 
 
 def _device(name: str | None) -> torch.device:
@@ -266,39 +358,3 @@ def _device(name: str | None) -> torch.device:
         here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise ValueError(f"is {name!r}; want a device of this machine: {', '.join(here)}") from None
     return device
-
-
-def _run_name(source: str) -> str:
-    return Path(source).stem or "data"
-
-
-def _latest_run(name: str) -> Path:
-    """The run, or the sweep, of a name that was saved last."""
-    pattern = re.compile(re.escape(name) + r"(-\d+)?")
-    saved = (*RUNS.glob(f"*/{CHECKPOINT}"), *RUNS.glob(f"*/*/{CHECKPOINT}"))
-    found = [path for path in saved if pattern.fullmatch(path.relative_to(RUNS).parts[0])]
-    if not found:
-        raise ValueError(f"no run of {name} in {RUNS}; want --out with the folder of a run")
-    latest = max(found, key=lambda path: path.stat().st_mtime_ns)
-    return RUNS / latest.relative_to(RUNS).parts[0]
-
-
-def _new_folder(arguments: argparse.Namespace, path: Path) -> Path:
-    """One that nobody else has, which an interruption can name."""
-    made = claim.new_folder(path) if parallel.rank() == 0 else path
-    arguments.folder = parallel.agreed(made)
-    return arguments.folder
-
-
-def _own(folder: Path, stack: ExitStack, resume: bool) -> None:
-    """Hold a run's folder; if the run is new, nothing of an earlier one is written over."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(claim.held(folder))
-    if resume:
-        return
-    found = [name for name in (CHECKPOINT, METRICS, FIGURE, REPORT) if (folder / name).exists()]
-    if found:
-        raise ValueError(
-            f"is {folder}, where a run left {', '.join(found)}; want --resume too, to go on with "
-            "that run, or another folder"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from ..files import write_bytes
 from ..models.vae import VAE
 from .counts import Statistics, replicate
 
-__all__ = ["draw", "draw_images"]
+__all__ = ["POINTS", "draw", "draw_images", "save"]
 
 _ROWS, _COLUMNS = 8, 10
-_POINTS = 2000
+POINTS = 2000
+"""Examples in the latent plane."""
 
 Array = np.ndarray[Any, Any]
 
@@ -43,19 +46,26 @@ def draw(
         path: of the picture.
         model: in evaluation mode, with a latent of one dimension.
         history: one row an epoch, as in metrics.csv.
-        x: examples on the model's device; the first are reconstructed.
+        x: at most `POINTS` examples on the model's device; the first are reconstructed.
         labels: [N], which colour the latent plane, or None.
         seed: of the prior samples.
     """
     figure = Figure(figsize=(13, 10), layout="constrained")
     axes = figure.subplots(2, 2, height_ratios=(4, 5))
     _draw_loss(axes[0, 0], history)
-    _draw_latent_plane(axes[0, 1], model.encode(x[:_POINTS]).mode.cpu().numpy(), labels)
+    _draw_latent_plane(axes[0, 1], model.encode(x).mode.cpu().numpy(), labels)
     if model.likelihood.whole:
-        _draw_counts(axes[1, 0], axes[1, 1], model, x[:_POINTS], seed)
+        _draw_counts(axes[1, 0], axes[1, 1], model, x, seed)
     else:
         _draw_examples(axes[1, 0], axes[1, 1], model, x, seed)
-    figure.savefig(path, dpi=120)
+    save(path, figure)
+
+
+def save(path: Path, figure: Figure) -> None:
+    """Write a picture, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, format=path.suffix[1:])
+    write_bytes(path, buffer.getvalue())
 
 
 def _draw_examples(left: Axes, right: Axes, model: VAE, x: Tensor, seed: int) -> None:
@@ -176,6 +186,6 @@ def _pictures(x: Array) -> Array:
     if x.ndim == 2:  # vectors: squares where they can be
         side = math.isqrt(x.shape[1])
         return x.reshape(len(x), side, side) if side**2 == x.shape[1] else x[:, None, :]
-    if x.ndim == 4 and x.shape[-1] not in (1, 3):
-        x = x.transpose(0, 2, 3, 1)
-    return x[..., 0] if x.ndim == 4 and x.shape[-1] == 1 else x
+    if x.ndim == 4:
+        return x[:, 0] if x.shape[1] == 1 else x.transpose(0, 2, 3, 1)
+    return x

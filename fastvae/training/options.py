@@ -33,18 +33,31 @@ def _number(
     return parse
 
 
-_WHOLE = _number(int, "a whole number above 0", lambda n: n > 0)
-_COUNT = _number(int, "a whole number of at least 0", lambda n: n >= 0)
+# Limits are beyond sense, and within int64 and float32, also for a sigma's square.
+_WHOLE = _number(int, "a whole number above 0 and below 2^31", lambda n: 0 < n < 2**31)
+_COUNT = _number(int, "a whole number of at least 0 and below 2^31", lambda n: 0 <= n < 2**31)
+_LEVELS = _number(int, "a whole number of at least 2 and below 2^31", lambda n: 1 < n < 2**31)
+_THREADS = _number(int, "a whole number above 0 and up to 1024", lambda n: 0 < n <= 1024)
 _SEED = _number(int, "a whole number from 0 to 2^63 - 1", lambda n: 0 <= n < 2**63)
-_POSITIVE = _number(float, "a number above 0", lambda v: 0 < v < math.inf)
-_NOT_NEGATIVE = _number(float, "a number of at least 0", lambda v: 0 <= v < math.inf)
+_POSITIVE = _number(float, "a number above 0, from 1e-30 to 1e30", lambda v: 1e-30 <= v <= 1e30)
+_NOT_NEGATIVE = _number(float, "a number of at least 0 and up to 1e30", lambda v: 0 <= v <= 1e30)
+_SCALE = _number(float, "a number above 0, from 1e-15 to 1e15", lambda v: 1e-15 <= v <= 1e15)
 _SHARE = _number(float, "a number from 0 to 1", lambda v: 0 <= v <= 1)
 
 
 def _sigma(text: str) -> float | str:
-    names = ", ".join(SIGMAS)
-    positive = _number(float, f"a number above 0, or {names}", lambda v: 0 < v < math.inf)
-    return text if text in SIGMAS else positive(text)
+    wanted = f"a number above 0, or {', '.join(SIGMAS)}; a number from 1e-15 to 1e15"
+    return text if text in SIGMAS else _number(float, wanted, lambda v: 1e-15 <= v <= 1e15)(text)
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is ''; want a name")
+    return text
+
+
+def _folder(text: str) -> Path:
+    return Path(_name(text))
 
 
 # Name, type or choices, help. Each is a field of `Settings`, from which the default is.
@@ -52,7 +65,7 @@ _SETTINGS: dict[str, tuple[tuple[str, Callable[[str], Any] | tuple[str, ...], st
     "data and training": (
         (
             "data",
-            str,
+            _name,
             "'digits', an .npz or .npy array, a folder of images; for counts also a sparse .npz, "
             "or an .h5ad file",
         ),
@@ -78,8 +91,8 @@ _SETTINGS: dict[str, tuple[tuple[str, Callable[[str], Any] | tuple[str, ...], st
             "scale of a Gaussian or Laplace likelihood: a number; learned: one for all pixels, one "
             "a channel, or one a pixel; given by the decoder; or optimal for the batch",
         ),
-        ("min-sigma", _POSITIVE, "floor of a sigma that is not a number"),
-        ("bins", _WHOLE, "levels of a logistic or categorical likelihood, from 0 to 1"),
+        ("min-sigma", _SCALE, "floor of a sigma that is not a number"),
+        ("bins", _LEVELS, "levels of a logistic or categorical likelihood, from 0 to 1"),
         ("prior", PRIORS, "p(z)"),
         ("components", _WHOLE, "of a mixture or vamp prior"),
         ("posterior", POSTERIORS, "covariance of q(z | x)"),
@@ -125,7 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--threads",
-        type=_WHOLE,
+        type=_THREADS,
         default=1,
         help="of the CPU; more pay for large models only, and change the rounding (default: 1)",
     )
@@ -137,11 +150,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="importance samples for each held-out example's ln p(x) at the end (default: 1000)",
     )
     run.add_argument(
-        "--out", type=Path, help="folder of the run (default: a new one, such as runs/digits-2)"
+        "--out", type=_folder, help="folder of the run (default: a new one, such as runs/digits-2)"
     )
     run.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --out (default: the latest), under its own settings",
+        help="go on with the run in --out (default: the latest, on --data if that is given), under "
+        "its own settings",
     )
     parser.set_defaults(error=parser.error)  # for what shows only after parsing

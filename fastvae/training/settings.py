@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..models import aggregates, likelihoods, objectives, penalties, priors
@@ -122,22 +123,26 @@ class Settings:
             raise ValueError("cycles are given without a warm-up; want the epochs of one ramp too")
 
 
-def build_model(x: Tensor, settings: Settings) -> VAE:
+def build_model(x: Tensor, rows: Tensor, settings: Settings) -> VAE:
     """A VAE of two multilayer perceptrons.
 
     Smooth activations: at the kinks of ReLU, the rounding differences between backends, instruction
     sets or devices grow until the loss curves part.
 
     Args:
-        x: the training data, [N, ...]; only its shape matters, but for a VampPrior, whose
-            pseudo-inputs are at first the first examples, for beta-tc, which takes N, and for
-            counts, whose median total is that of samples.
+        x: the data, [N, ...]; only its shape matters, but for a VampPrior, whose pseudo-inputs are
+            at first the first training examples, and for counts, whose median total is that of
+            samples.
+        rows: indices of the training examples; beta-tc takes their number.
+
+    Raises:
+        ValueError: settings that do not go with the data.
     """
     shape, latent = x.shape[1:], settings.latent_dim
     full = settings.posterior == "full"
     params = latent * (latent + 3) // 2 if full else 2 * latent
     hidden = [settings.hidden] * settings.layers
-    likelihood = _likelihood(x, settings)
+    likelihood = _likelihood(x, rows, settings)
     outputs = likelihood.outputs
     model = VAE(
         nn.Sequential(
@@ -151,7 +156,7 @@ def build_model(x: Tensor, settings: Settings) -> VAE:
         ),
         latent_shape=latent,
         likelihood=likelihood,
-        objective=_objective(settings, len(x)),
+        objective=_objective(settings, len(rows)),
         posterior=CholeskyGaussian.from_params if full else None,
     )
     if settings.prior == "learned":
@@ -159,7 +164,12 @@ def build_model(x: Tensor, settings: Settings) -> VAE:
     elif settings.prior == "mixture":
         model.prior = priors.MixturePrior(settings.components, latent)
     elif settings.prior == "vamp":
-        model.prior = priors.VampPrior(model.encode, x[: settings.components])
+        if settings.components > len(rows):
+            raise ValueError(
+                f"components is {settings.components}, with {len(rows)} training examples; want at "
+                "most as many, of which the components of a vamp prior are made"
+            )
+        model.prior = priors.VampPrior(model.encode, x[rows[: settings.components]])
     return model
 
 
@@ -170,10 +180,10 @@ def _layers(sizes: list[int]) -> list[nn.Module]:
     return layers[:-1]
 
 
-def _likelihood(x: Tensor, settings: Settings) -> likelihoods.Likelihood:
+def _likelihood(x: Tensor, rows: Tensor, settings: Settings) -> likelihoods.Likelihood:
     shape, sigma, bins = x.shape[1:], settings.sigma, settings.bins
     if settings.likelihood in COUNTS:
-        total = x.flatten(1).sum(1).median().clamp(min=1).item()
+        total = x.flatten(1).sum(1)[rows].median().clamp(min=1).item()
         library: dict[str, Any] = {"library": "observed", "library_size": total}
         if settings.likelihood == "poisson":
             return likelihoods.Poisson(**library)
@@ -185,9 +195,7 @@ def _likelihood(x: Tensor, settings: Settings) -> likelihoods.Likelihood:
     floor = Bound(2 * math.log(settings.min_sigma), math.inf, "soft")
     kinds: dict[str, Callable[[], likelihoods.Likelihood]] = {
         "learned": lambda: likelihoods.LearnedGaussian(bound=floor),
-        "channel": lambda: likelihoods.LearnedGaussian(
-            (shape[0], *(1,) * (len(shape) - 1)), bound=floor
-        ),
+        "channel": lambda: likelihoods.LearnedGaussian(_of_each_channel(shape), bound=floor),
         "pixel": lambda: likelihoods.LearnedGaussian(shape, bound=floor),
         "decoder": lambda: likelihoods.HeteroscedasticGaussian(floor),
         "optimal": lambda: likelihoods.OptimalGaussian(bound=floor),
@@ -203,6 +211,11 @@ def _likelihood(x: Tensor, settings: Settings) -> likelihoods.Likelihood:
         "categorical": lambda: likelihoods.Categorical(bins),
     }
     return kinds[str(sigma) if settings.likelihood == "gaussian" else settings.likelihood]()
+
+
+def _of_each_channel(shape: torch.Size) -> tuple[int, ...]:
+    """What broadcasts to an example [D], whose numbers are each a channel, [H, W] or [C, H, W]."""
+    return (1, 1) if len(shape) == 2 else (shape[0], *(1,) * (len(shape) - 1))
 
 
 def _objective(settings: Settings, examples: int) -> objectives.Objective:

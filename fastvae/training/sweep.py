@@ -76,7 +76,7 @@ def _draw(path: Path, name: str, runs: Runs) -> None:
     axes[1, 1].set_title("held-out originals, reconstructions; samples from the prior")
     names = ["originals", *labels, *(f"sample, {label}" for label in labels)]
     figures.draw_images(axes[1, 1], rows, x.min().item(), x.max().item(), names)
-    figure.savefig(path, dpi=120)
+    figures.save(path, figure)
 
 
 def _draw_plane(
@@ -127,7 +127,8 @@ def _draw_curves(axes: Axes, labels: list[str], trainers: list[Trainer]) -> None
     # The first epochs would hide the rest.
     late = [value for curve in curves for value in curve[len(curve) // 10 :]]
     best, worst = max(late), min(late)
-    axes.set_ylim(worst - 0.05 * (best - worst), best + 0.05 * (best - worst))
+    margin = 0.05 * (best - worst) or 1
+    axes.set_ylim(worst - margin, best + margin)
     axes.set_title("held-out ELBO")
     axes.set_xlabel("epoch")
     axes.set_ylabel("nats per example")

@@ -36,9 +36,10 @@ COLUMNS = (
 class Trainer:
     """One run: the model, its optimizer, its data and the metrics of the epochs so far.
 
-    A tenth of the data, at least one example, is held out. The order of the data and all noise
-    follow from the seed and the number of the epoch alone, so that the state at the end of an epoch
-    needs no random-number generator to go on from, bit for bit, as if it had never stopped.
+    A tenth of the data, at least one example, is held out; the others are `x[rows]`. The order of
+    the data and all noise follow from the seed and the number of the epoch alone, so that the state
+    at the end of an epoch needs no random-number generator to go on from, bit for bit, as if it had
+    never stopped.
 
     Under torchrun every process has the whole model and the whole data, and computes its share of
     each batch; all take the same steps.
@@ -47,17 +48,21 @@ class Trainer:
         settings: see `Settings`; `data` and `epochs` are the caller's business.
         x: the data set, [N, ...].
         device: where to train.
+
+    Raises:
+        ValueError: settings that do not go with the data.
     """
 
     def __init__(self, settings: Settings, x: Tensor, device: torch.device) -> None:
         self.settings = settings
-        order = self.split(len(x), settings.seed)
+        order = self.split(len(x), settings.seed).to(device)
         held_out = max(1, len(x) // 10)
-        self.heldout = x[order[:held_out]].to(device)
-        self.train = x[order[held_out:]].to(device)
+        self.x = x.to(device)  # not copied where it is there already
+        self.heldout = self.x[order[:held_out]]
+        self.rows = order[held_out:]
         with torch.random.fork_rng(devices=[]):  # the same weights on every device
             torch.manual_seed(settings.seed)
-            self.model = build_model(x[order[held_out:]], settings).to(device)
+            self.model = build_model(self.x, self.rows, settings).to(device)
         self.annealing = annealing(settings, self.steps)
         self.lr_schedule = lr_schedule(settings, self.steps)
         self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=settings.lr)
@@ -79,7 +84,7 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Optimizer steps in an epoch."""
-        return math.ceil(len(self.train) / self.settings.batch_size)
+        return math.ceil(len(self.rows) / self.settings.batch_size)
 
     def run_epoch(self, after_step: Callable[[], object] = lambda: None) -> dict[str, float]:
         """Train for one epoch and return its metrics, also appended to `history`.
@@ -92,16 +97,16 @@ class Trainer:
         start = time.perf_counter()
         epoch = len(self.history) + 1
         rng = np.random.default_rng((self.settings.seed, epoch))
-        order = torch.from_numpy(rng.permutation(len(self.train))).to(self.train.device)
-        seeds = torch.from_numpy(rng.integers(2**63, size=self.steps)).to(self.train.device)
-        totals = _Totals(self.train)
+        order = torch.from_numpy(rng.permutation(len(self.rows))).to(self.x.device)
+        seeds = torch.from_numpy(rng.integers(2**63, size=self.steps)).to(self.x.device)
+        totals = _Totals(self.rows)
         self.model.train()
-        batches = order.split(self.settings.batch_size)
+        batches = self.rows[order].split(self.settings.batch_size)
         for step, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
             self._anneal(step + (epoch - 1) * self.steps)
             self.optimizer.zero_grad()
             if parallel.size() == 1:
-                output = self.model(self.train[batch], seed=seed)
+                output = self.model(self.x[batch], seed=seed)
                 output.loss.backward()
                 totals.add(output.kl, output.log_likelihood)
             else:
@@ -132,7 +137,7 @@ class Trainer:
         if len(own):
             generator = torch.Generator().manual_seed(int(seed))
             seeds = draw_seed(generator, batch=len(batch)).to(batch.device)
-            output = self.model(self.train[own], seed=parallel.own_rows(seeds))
+            output = self.model(self.x[own], seed=parallel.own_rows(seeds))
             (output.loss * (len(own) / len(batch))).backward()
             totals.add(output.kl, output.log_likelihood)
         parallel.add_gradients(list(self.model.parameters()))
@@ -187,8 +192,18 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned, in a run of the same settings and data."""
-        self.model.load_state_dict(state["model"])
+        """Go on from what `state_dict` returned, in a run of the same settings and data.
+
+        Raises:
+            ValueError: the state is of another model than these settings mean.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:  # several lines, for programmers
+            raise ValueError(
+                "the checkpoint's weights are not those of the model that its settings mean in "
+                "this version of fastvae; want the version that began the run"
+            ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = state["history"]
 
