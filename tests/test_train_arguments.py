@@ -144,9 +144,7 @@ def test_channels_of_grey_images_and_vectors() -> None:
     assert trainer.model.likelihood.logvar.shape == (30,)
 
 
-def test_digits_and_a_folder_of_that_name(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_digits_and_a_folder_of_that_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "digits").mkdir()
     assert "argument --data: is 'digits', the bundled data, but there is a ./digits too" in refusal(
         capsys, "--data", "digits"

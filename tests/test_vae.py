@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -177,6 +178,40 @@ class Returns(nn.Module):
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VAE(nn.Identity(), nn.Identity(), **options)
+
+
+def test_whole_numbers_of_numpy(device: torch.device) -> None:
+    model, x = make(device, np.int64(L))
+    assert model.latent_shape == (L,)
+    assert fastvae.LearnedGaussianPrior(np.int32(L)).mu.shape == (1, L)
+    assert fastvae.MixturePrior(3, (np.int64(2), np.int64(2))).mu.shape == (3, 2, 2)
+    loss = model(x, seed=5).loss
+    assert torch.equal(model(x, seed=np.int64(5)).loss, loss)
+    model.objective = ELBO(samples=np.int64(3))
+    assert model(x, seed=5).z.shape == (3, B, L)
+    assert torch.equal(model.sample(2, seed=np.int64(1)), model.sample(2, seed=1))
+    for seed in (1, np.int64(1)):
+        assert model.report(x, samples=np.int64(4), seed=seed) == model.report(x, samples=4, seed=1)
+    value = model.log_likelihood(x, np.int64(20), seed=np.int64(1)).value
+    assert torch.equal(value, model.log_likelihood(x, 20, seed=1).value)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        (lambda model, x: ELBO(2.0), r"penalty is 2.0; want a penalty, such as fastvae.Beta\(2.0"),
+        (lambda model, x: ELBO(samples=2.0), "samples is 2.0; want a whole number"),
+        (lambda model, x: fastvae.IWAE(5.0), "samples is 5.0; want a whole number"),
+        (lambda model, x: fastvae.DReG(True), "samples is True; want a whole number"),
+        (lambda model, x: VAE(model.encoder, model.decoder, latent_shape=4.0), "latent_shape is 4"),
+        (lambda model, x: model(x, seed=5.0), "seed is 5.0; want an int"),
+        (lambda model, x: model.log_likelihood(x, 5.0), "n_samples is 5.0; want a whole number"),
+        (lambda model, x: model.report(x, samples=5.0), "samples is 5.0; want a whole number"),
+    ],
+)
+def test_what_is_no_whole_number(make_it: object, message: str, device: torch.device) -> None:
+    with pytest.raises(TypeError, match=message):
+        make_it(*make(device))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.arguments import whole
 from .distributions import DiagonalGaussian
 from .priors import GaussianPrior, Posterior, Prior
 
@@ -257,12 +258,10 @@ def _chunks(
     generator: torch.Generator | None,
 ) -> Iterator[tuple[int, Tensor]]:
     """How many samples to draw, and under which seed, until there are `n_samples`."""
-    for name, value in (("n_samples", n_samples), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; want at least 1")
+    n_samples, chunk = whole("n_samples", n_samples, 1), whole("chunk", chunk, 1)
     if seed is not None:
         if generator is not None:
             raise ValueError("seed and generator are both given; want one of them")
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(whole("seed", seed))
     for start in range(0, n_samples, chunk):
         yield min(chunk, n_samples - start), ops.draw_seed(generator, device)

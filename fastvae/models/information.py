@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.arguments import whole
 from .distributions import DiagonalGaussian
 from .importance import log_weights
 from .priors import Posterior
@@ -94,14 +95,13 @@ def report(
         threshold: above which variance of its posterior mean a unit is active.
         seed, generator: where the noise comes from; at most one of them.
     """
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; want at least 1")
+    samples = whole("samples", samples, 1)
     if len(x) == 0:
         raise ValueError("x has no examples; want at least 1")
     if seed is not None:
         if generator is not None:
             raise ValueError("seed and generator are both given; want one of them")
-        generator = torch.Generator(x.device).manual_seed(seed)
+        generator = torch.Generator(x.device).manual_seed(whole("seed", seed))
     batches = x.split(batch_size)
     seeds = ops.draw_seed(generator, x.device, len(batches))
     rate = distortion = 0.0

@@ -88,7 +88,7 @@ class ELBO:
             raise TypeError(
                 f"penalty is {self.penalty!r}; want a penalty, such as fastvae.Beta({self.penalty})"
             )
-        self.samples = whole("samples", self.samples, least=1)
+        self.samples = whole("samples", self.samples, 1)
         if self.kl not in ("analytic", "monte_carlo"):
             raise ValueError(f"kl is {self.kl!r}; want 'analytic' or 'monte_carlo'")
 
@@ -147,7 +147,7 @@ class _Weighted:
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        self.samples = whole("samples", self.samples, least=1)
+        self.samples = whole("samples", self.samples, 1)
 
     def __call__(
         self,
