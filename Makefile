@@ -5,7 +5,7 @@
 # make build    compile what changed and say what was built
 # make lint     all static checks           make format   format Python, C++ and CUDA
 # make sanitize all kernels under sanitizers (in part: make asan, make tsan)
-# make soak     100,000 training steps, and a run killed 20 times
+# make soak     100,000 training steps; a run, and three at once, killed 20 times
 # make fuzz     10,000 random calls, native against reference (more: ARGS="--hypothesis-seed=1")
 # make gpu      build here with the torch of $(PYTHON), without .venv; then tests, compute-sanitizer
 #               and benchmarks on CUDA, into benchmarks/results (one step: make gpu ARGS="--steps tests")

@@ -23,9 +23,12 @@ def test_growth_would_be_seen() -> None:
     assert len(leak) == 100
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been() -> None:
+@pytest.mark.parametrize("runs", [1, 2])
+def test_killed_runs_go_on_as_if_nothing_had_been(runs: int) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    peace, war = killed_and_resumed(kills=1, epochs=2)
-    assert peace.count(b"\n") == 2
-    assert peace == war
+    curves = killed_and_resumed(kills=runs, epochs=2, runs=runs)
+    assert len({peace for peace, _ in curves}) == len(curves) == runs
+    for peace, war in curves:
+        assert peace.count(b"\n") == 2
+        assert peace == war

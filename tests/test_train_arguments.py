@@ -91,6 +91,9 @@ def test_damaged_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     (folder / "flate.npz").write_bytes(content)
     assert "flate.npz, array 'x' is not readable; want" in refusal(capsys, "--data", "flate.npz")
 
+    np.savez("sparse.npz", format=np.array(b"csr"), shape=np.array([3, 3]), data=np.ones(3))
+    assert "sparse.npz is not readable; want" in refusal(capsys, "--data", "sparse.npz")
+
     with zipfile.ZipFile("faces.zip", "w") as archive:
         archive.writestr("faces/1.png", b"a picture")
     assert "faces.zip holds no arrays; want an .npz" in refusal(capsys, "--data", "faces.zip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ def _load(source: str, counts: bool) -> Dataset:
 
 
 def _load_arrays(path: Path) -> tuple[Array, Array | None]:
-    loaded = _read(path)
+    loaded = _read(path, lambda: np.load(path, mmap_mode="r"))
     if isinstance(loaded, np.ndarray):
         return loaded, None
     with loaded:
@@ -97,32 +98,36 @@ def _load_arrays(path: Path) -> tuple[Array, Array | None]:
             return _load_sparse(path), None
         for x, y in _NAMES:
             if x in names:
-                return _read(path, loaded, x), _read(path, loaded, y) if y in names else None
+                return _array(path, loaded, x), _array(path, loaded, y) if y in names else None
         if len(names) == 1:
-            return _read(path, loaded, names[0]), None
+            return _array(path, loaded, names[0]), None
     if not names:
         raise ValueError(f"{path} holds no arrays; want an .npz or .npy file of numbers")
     raise ValueError(f"{path} holds the arrays {names}; want one named 'x', or a single one")
 
 
-def _read(path: Path, archive: Any = None, name: str = "") -> Any:
-    """A file of NumPy's, or an array out of one."""
+def _array(path: Path, archive: Any, name: str) -> Array:
+    found: Array = _read(path, lambda: archive[name], f", array {name!r}")
+    return found
+
+
+def _read(path: Path, read: Callable[[], Any], part: str = "") -> Any:
     try:
-        return np.load(path, mmap_mode="r") if archive is None else archive[name]
+        return read()
     except (MemoryError, OSError):
         raise
     except Exception as error:  # a damaged file gives any of a dozen types
-        array = f", array {name!r}" if name else ""
+        kind = ".h5ad" if path.suffix == ".h5ad" else ".npz or .npy"
         raise ValueError(
-            f"{path}{array} is not readable; want an .npz or .npy file of numbers, not damaged "
-            "and without Python objects"
+            f"{path}{part} is not readable; want an {kind} file of numbers, not damaged and "
+            "without Python objects"
         ) from error
 
 
 def _load_sparse(path: Path) -> Array:
     from scipy import sparse  # which scikit-learn needs too
 
-    matrix: Array = sparse.load_npz(path).toarray()
+    matrix: Array = _read(path, lambda: sparse.load_npz(path).toarray())
     return matrix
 
 
@@ -133,7 +138,7 @@ def _load_anndata(path: Path) -> Array:
         raise ValueError(
             f"{path} needs anndata; want pip install 'fastvae-kernels[counts]'"
         ) from None
-    data = anndata.read_h5ad(path)
+    data = _read(path, lambda: anndata.read_h5ad(path))
     x = data.layers.get("counts", data.X)
     return np.asarray(x.toarray() if hasattr(x, "toarray") else x)
 
