@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_command import FILES, SMALL, refusal, timeless, train
+from train_command import FILES, SMALL, final_state, metrics, refusal, timeless, train
 
 from fastvae.training import data
 from fastvae.training.command import _settings
@@ -142,3 +142,81 @@ def test_other_sweeps() -> None:
         "sweep.csv",
         "sweep.png",
     }
+
+
+def test_seeds_and_their_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--sweep-seed", 0, 1, 5, "--epochs", 1) == 0
+    out = Path("runs/digits-sweep-seed")
+    reports = [json.loads((out / f"seed-{seed}/report.json").read_text()) for seed in (0, 1, 5)]
+    elbos = [report["elbo"] for report in reports]
+    assert len(set(elbos)) == 3
+    spread = json.loads((out / "spread.json").read_text())
+    assert spread["elbo"]["mean"] == pytest.approx(np.mean(elbos))
+    assert spread["elbo"]["standard_deviation"] == pytest.approx(np.std(elbos, ddof=1))
+    printed = capsys.readouterr().out
+    assert f"mean{spread['rate']['mean']:16.3f}" in printed
+    assert f"± s.d.{spread['rate']['standard_deviation']:16.3f}" in printed
+
+
+# ---- Early stopping ------------------------------------------------------------------------------
+
+
+def test_patience_stops_a_run_and_keeps_its_best_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    """A few examples, soon learned by heart."""
+    x = np.random.default_rng(0).random((60, 20)).astype(np.float32)
+    np.save("few.npy", x)
+    options = ("--data", "few.npy", "--lr", 0.01, "--batch-size", 8, "--sigma", 0.1)
+    options = (*options, "--patience", 3, "--epochs", 200)
+    assert train(*options, "--out", "whole") == 0
+    rows = metrics("whole")
+    elbos = [row["heldout_elbo"] for row in rows]
+    best = 1 + int(np.argmax(elbos))
+    assert len(rows) == best + 3 < 200
+    report = json.loads(Path("whole/report.json").read_text())
+    assert report["epoch"] == best
+    # The rate is exact, and tells the epochs apart.
+    assert report["rate"] == pytest.approx(rows[best - 1]["heldout_rate"], rel=1e-4)
+    assert report["rate"] != pytest.approx(rows[-1]["heldout_rate"], rel=1e-2)
+    assert f"the best of {best + 3} epochs was epoch {best}" in capsys.readouterr().out
+
+    # Stopped between the best epoch and the end, it goes on bit for bit.
+    assert train(*options[:-1], best + 1, "--out", "parts") == 0
+    assert train("--data", "few.npy", "--resume", "--out", "parts", *options[2:]) == 0
+    assert final_state("parts") == final_state("whole")
+    assert json.loads(Path("parts/report.json").read_text()) == report
+
+
+def test_the_best_epoch_is_the_last_that_rose() -> None:
+    trainer = Trainer(Settings(hidden=8, patience=2), data.load("digits").x, torch.device("cpu"))
+    evaluations = iter([-30.0, -20.0, -20.0, -19.0, -19.5, -19.2])
+
+    def evaluate() -> dict[str, float]:
+        elbo = next(evaluations)
+        return {"heldout_elbo": elbo, "heldout_rate": 1.0, "heldout_distortion": -elbo - 1}
+
+    trainer.evaluate = evaluate
+    best = []
+    while not trainer.is_done:
+        trainer.run_epoch()
+        best.append(trainer.best["epoch"])
+    assert best == [1, 2, 2, 4, 4, 4]
+    last = trainer.state_dict()["model"]["decoder.0.weight"].clone()
+    assert trainer.restore_best() == 4
+    assert not torch.equal(trainer.model.state_dict()["decoder.0.weight"], last)
+
+
+# ---- Mixed precision -----------------------------------------------------------------------------
+
+
+def test_half_precision_learns_the_same() -> None:
+    """Near the curve of float32, on other numbers, with weights and data in float32."""
+    x, device = data.load("digits").x, torch.device("cpu")
+    whole, half = (Trainer(Settings(precision=p), x, device) for p in ("float32", "bfloat16"))
+    seen = set()
+    half.model.encoder[1].register_forward_hook(lambda _, __, out: seen.add(out.dtype))
+    for _ in range(3):
+        exact, rough = whole.run_epoch(), half.run_epoch()
+    assert seen == {torch.bfloat16, torch.float32}  # training, evaluation
+    assert rough["heldout_elbo"] == pytest.approx(exact["heldout_elbo"], abs=1)
+    assert rough["heldout_elbo"] != exact["heldout_elbo"]
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}

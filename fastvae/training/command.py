@@ -210,15 +210,18 @@ def _complete(
         f"{trainer.x.device}, {backend} backend, into {folder}"
     )
     _train(trainer, dataset.fingerprint(), folder)
+    epoch = trainer.restore_best()
     # Held-out examples first.
     order = trainer.split(len(dataset.x), trainer.settings.seed)[: figures.POINTS]
     labels = None if dataset.labels is None else dataset.labels[order.numpy()]
     x = trainer.x[order.to(trainer.x.device)]
     model, seed = trainer.model.eval(), trainer.settings.seed
     figures.draw(folder / FIGURE, model, trainer.history, x, labels, seed=seed)
-    report = trainer.report(n_samples)
+    report = {"epoch": epoch, **trainer.report(n_samples)}
     write_json(folder / REPORT, report)
-    first, last = trainer.history[0], trainer.history[-1]
+    first, last = trainer.history[0], trainer.history[epoch - 1]
+    if epoch < len(trainer.history):
+        print(f"the best of {len(trainer.history)} epochs was epoch {epoch}")
     print(
         f"held-out ELBO {first['heldout_elbo']:.2f} -> {last['heldout_elbo']:.2f} nats per example "
         f"(rate {last['heldout_rate']:.2f}, distortion {last['heldout_distortion']:.2f}), "
@@ -254,8 +257,8 @@ def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
         unit="step",
         disable=None if first else True,
     ) as bar:
-        for epoch in range(done + 1, epochs + 1):
-            bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
+        while not trainer.is_done:
+            bar.set_description(f"epoch {len(trainer.history) + 1}/{epochs}", refresh=False)
             row = trainer.run_epoch(bar.update)
             save()
             shown = {key: f"{row[f'heldout_{key}']:.2f}" for key in ("elbo", "rate", "distortion")}

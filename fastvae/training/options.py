@@ -8,11 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .settings import LIKELIHOODS, LR_SCHEDULES, OBJECTIVES, POSTERIORS, PRIORS, SIGMAS, Settings
+from .settings import (
+    LIKELIHOODS,
+    LR_SCHEDULES,
+    OBJECTIVES,
+    POSTERIORS,
+    PRECISIONS,
+    PRIORS,
+    SIGMAS,
+    Settings,
+)
 
 __all__ = ["SWEEPS", "add_arguments"]
 
-SWEEPS = ("beta", "sigma", "samples")
+SWEEPS = ("beta", "sigma", "samples", "seed")
 """Settings of which `--sweep-...` compares several values."""
 
 
@@ -77,6 +86,18 @@ _SETTINGS: dict[str, tuple[tuple[str, Callable[[str], Any] | tuple[str, ...], st
             LR_SCHEDULES,
             "cosine lowers the learning rate to 0 over all epochs; --resume with more --epochs "
             "goes on along the longer cosine",
+        ),
+        (
+            "precision",
+            PRECISIONS,
+            "bfloat16: the networks' layers in half precision while training (torch.autocast); "
+            "weights, likelihood, KL and all held-out values stay in float32",
+        ),
+        (
+            "patience",
+            _WHOLE,
+            "stop when the held-out ELBO has not risen for so many epochs, and report and draw the "
+            "model of the best epoch",
         ),
         ("seed", _SEED, "of weights, split, order and noise"),
     ),

@@ -24,6 +24,7 @@ __all__ = [
     "LR_SCHEDULES",
     "OBJECTIVES",
     "POSTERIORS",
+    "PRECISIONS",
     "PRIORS",
     "SIGMAS",
     "Settings",
@@ -51,6 +52,7 @@ OBJECTIVES = ("elbo", "stl", "iwae", "dreg", "beta-tc", "info", "dip")
 PRIORS = ("standard", "learned", "mixture", "vamp")
 POSTERIORS = ("diagonal", "full")
 LR_SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Settings:
     batch_size: int = 64
     lr: float = 1e-3
     lr_schedule: str = "constant"
+    precision: str = "float32"
+    patience: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..files import write_csv
+from ..files import write_csv, write_json
 from . import figures
 from .trainer import Trainer
 
 __all__ = ["COLUMNS", "compare"]
 
-TABLE, FIGURE = "sweep.csv", "sweep.png"
+TABLE, FIGURE, SPREAD = "sweep.csv", "sweep.png", "spread.json"
 
 # Of each run's report, all on the held-out data.
 COLUMNS = (
@@ -31,14 +32,15 @@ COLUMNS = (
     "marginal_kl",
     "active_units",
 )
-_LABELS = {"beta": "β", "sigma": "σ", "samples": "K"}
+_LABELS = {"beta": "β", "sigma": "σ", "samples": "K", "seed": "seed"}
 _EXAMPLES = 10
 
 Runs = Mapping[Any, tuple[Trainer, dict[str, Any]]]
 
 
 def compare(folder: Path, name: str, runs: Runs) -> None:
-    """Write sweep.csv and sweep.png, and say what they hold.
+    """Write sweep.csv and sweep.png, and say what they hold; of seeds, also their mean and spread
+    in spread.json.
 
     Args:
         folder: where.
@@ -53,7 +55,17 @@ def compare(folder: Path, name: str, runs: Runs) -> None:
     )
     for row in rows:
         print(f"{row[name]:>10}" + "".join(f"{row[column]:16.3f}" for column in COLUMNS[:4]))
+    if name == "seed" and len(rows) > 1:
+        spread = {column: _spread([row[column] for row in rows]) for column in COLUMNS}
+        write_json(folder / SPREAD, spread)
+        for key, of in (("mean", "mean"), ("standard_deviation", "± s.d.")):
+            print(f"{of:>10}" + "".join(f"{spread[column][key]:16.3f}" for column in COLUMNS[:4]))
     print(f"\ncomparison  {folder / FIGURE}\ntable       {folder / TABLE}")
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation of several runs."""
+    return {"mean": statistics.fmean(values), "standard_deviation": statistics.stdev(values)}
 
 
 def _row(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +85,9 @@ def _draw(path: Path, name: str, runs: Runs) -> None:
     models = [trainer.model for trainer in trainers]
     rows = [x, *(model.reconstruct(x).detach() for model in models)]
     rows += [model.sample(_EXAMPLES, seed=trainers[0].settings.seed) for model in models]
-    axes[1, 1].set_title("held-out originals, reconstructions; samples from the prior")
+    # Of several seeds, each holds out other examples.
+    held_out = f"originals held out by {labels[0]}" if name == "seed" else "held-out originals"
+    axes[1, 1].set_title(f"{held_out}, reconstructions; samples from the prior")
     names = ["originals", *labels, *(f"sample, {label}" for label in labels)]
     figures.draw_images(axes[1, 1], rows, x.min().item(), x.max().item(), names)
     figures.save(path, figure)

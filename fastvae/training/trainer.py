@@ -68,6 +68,8 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=settings.lr)
         self._lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
+        """With `patience`, the epoch of the highest held-out ELBO, and its weights."""
 
     @staticmethod
     def split(n: int, seed: int) -> Tensor:
@@ -85,6 +87,17 @@ class Trainer:
     def steps(self) -> int:
         """Optimizer steps in an epoch."""
         return math.ceil(len(self.rows) / self.settings.batch_size)
+
+    @property
+    def is_done(self) -> bool:
+        """After the last epoch, or when patience is at an end."""
+        epochs, patience = len(self.history), self.settings.patience
+        is_stalled = (
+            patience is not None
+            and self.best is not None
+            and epochs - self.best["epoch"] >= patience
+        )
+        return is_stalled or epochs >= self.settings.epochs
 
     def run_epoch(self, after_step: Callable[[], object] = lambda: None) -> dict[str, float]:
         """Train for one epoch and return its metrics, also appended to `history`.
@@ -106,7 +119,8 @@ class Trainer:
             self._anneal(step + (epoch - 1) * self.steps)
             self.optimizer.zero_grad()
             if parallel.size() == 1:
-                output = self.model(self.x[batch], seed=seed)
+                with self._precision():
+                    output = self.model(self.x[batch], seed=seed)
                 output.loss.backward()
                 totals.add(output.kl, output.log_likelihood)
             else:
@@ -123,8 +137,25 @@ class Trainer:
         bad = [name for name, value in row.items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(f"{bad[0]} is {row[bad[0]]} in epoch {epoch}")
+        highest = max((earlier["heldout_elbo"] for earlier in self.history), default=-math.inf)
         self.history.append(row)
+        if self.settings.patience is not None and row["heldout_elbo"] > highest:
+            model = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.best = {"epoch": epoch, "model": model}
         return row
+
+    def restore_best(self) -> int:
+        """Give the model the weights of its best epoch, where `patience` asks for that; the epoch
+        whose weights it has."""
+        if self.best is None:
+            return len(self.history)
+        self.model.load_state_dict(self.best["model"])
+        return int(self.best["epoch"])
+
+    def _precision(self) -> torch.autocast:
+        """That of the networks in a training step."""
+        is_half = self.settings.precision == "bfloat16"
+        return torch.autocast(self.x.device.type, torch.bfloat16, enabled=is_half)
 
     def _share_step(self, batch: Tensor, seed: Tensor, totals: _Totals) -> None:
         """Gradients of a batch whose rows are shared out among processes.
@@ -137,7 +168,8 @@ class Trainer:
         if len(own):
             generator = torch.Generator().manual_seed(int(seed))
             seeds = draw_seed(generator, batch=len(batch)).to(batch.device)
-            output = self.model(self.x[own], seed=parallel.own_rows(seeds))
+            with self._precision():
+                output = self.model(self.x[own], seed=parallel.own_rows(seeds))
             (output.loss * (len(own) / len(batch))).backward()
             totals.add(output.kl, output.log_likelihood)
         parallel.add_gradients(list(self.model.parameters()))
@@ -189,6 +221,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
+            **({} if self.best is None else {"best": self.best}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,6 +239,7 @@ class Trainer:
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = state["history"]
+        self.best = state.get("best")
 
 
 class _Totals:
