@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +80,52 @@ def test_held_out_metrics_are_those_of_the_model() -> None:
         rate = trainer.model.encode(trainer.heldout).kl().mean().item()
     assert row["heldout_rate"] == pytest.approx(rate, rel=1e-5)
     assert trainer.evaluate()["heldout_elbo"] == row["heldout_elbo"]
+
+
+def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line: the epoch, the time left, and the held-out metrics."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert train("--epochs", 2) == 0
+    last = terminal.getvalue().rpartition("\r")[2]
+    row = metrics("runs/digits")[-1]
+    assert last.startswith("epoch 2/2: 100%")
+    assert re.search(r"26/26 \[\d\d:\d\d<\d\d:\d\d, .* elbo=(-?[\d.]+)", last)
+    assert f"elbo={row['heldout_elbo']:.2f}, rate={row['heldout_rate']:.2f}" in last
+    assert terminal.getvalue().count("\n") == 1
+
+
+def test_curves_for_tensorboard(folder: Path) -> None:
+    """Once each, also after a run that was killed between checkpoint and curve."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert train("--epochs", 1) == 0
+    assert train("--epochs", 2, "--resume", "--tensorboard") == 0
+    assert train("--epochs", 3, "--resume", "--tensorboard") == 0
+    out = folder / "runs" / "digits"
+    events = accumulator.EventAccumulator(str(out)).Reload()
+    rows = metrics(out)
+    tags = [name for name in COLUMNS if "_" in name]
+    assert len(events.Tags()["scalars"]) == len(tags)
+    for name in tags:
+        split, metric = name.split("_")
+        found = [(e.step, e.value) for e in events.Scalars(f"{metric}/{split}")]
+        assert found == [(row["epoch"], np.float32(row[name])) for row in rows]
+
+
+def test_tensorboard_is_an_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "tensorboard" else find(name)
+    )
+    message = refusal(capsys, "--tensorboard")
+    assert message.startswith("argument --tensorboard: not installed; want pip install")
 
 
 # ---- Resuming ------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import torch
 from ..backend import use_backend
 from ..files import write_csv, write_json
 from ..ops import has_kernels
-from . import checkpoint, claim, data, parallel, runs
+from . import checkpoint, claim, data, events, parallel, runs
 from .options import SWEEPS, add_arguments
 from .runs import CHECKPOINT, FIGURE, METRICS, REPORT, RUNS
 from .settings import COUNTS, Settings
@@ -50,6 +50,10 @@ def _main(arguments: argparse.Namespace) -> int:
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
         error(f"not installed: {', '.join(missing)}; want pip install 'fastvae-kernels[train]'")
+    if arguments.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        error(
+            "argument --tensorboard: not installed; want pip install 'fastvae-kernels[tensorboard]'"
+        )
     given = [name for name in SWEEPS if getattr(arguments, f"sweep_{name}") is not None]
     if len(given) > 1:
         error(f"argument --sweep-{given[1]}: --sweep-{given[0]} is given; want one of them")
@@ -184,7 +188,7 @@ def _run(
             _attempt(arguments, "--out", runs.own, folder, stack)
         arguments.started = True
         try:
-            return _complete(trainer, dataset, folder, arguments.log_likelihood_samples)
+            return _complete(arguments, trainer, dataset, folder)
         except FloatingPointError as problem:
             raise FloatingPointError(
                 f"{problem}; {folder / CHECKPOINT} holds epoch {len(trainer.history)}. Try a "
@@ -193,7 +197,7 @@ def _run(
 
 
 def _complete(
-    trainer: Trainer, dataset: data.Dataset, folder: Path, n_samples: int
+    arguments: argparse.Namespace, trainer: Trainer, dataset: data.Dataset, folder: Path
 ) -> dict[str, Any]:
     """Train to the last epoch, keeping the files of `folder` up to date, report and draw.
 
@@ -201,15 +205,16 @@ def _complete(
     """
     from . import figures
 
+    fingerprint = dataset.fingerprint()
     if parallel.rank() > 0:
-        _train(trainer, dataset.fingerprint(), folder)
+        _train(trainer, fingerprint, folder)
         return {}
     backend = "native" if has_kernels(trainer.x) else "reference"
     print(
         f"training on {len(trainer.rows)} examples, {len(trainer.heldout)} held out, "
         f"{trainer.x.device}, {backend} backend, into {folder}"
     )
-    _train(trainer, dataset.fingerprint(), folder)
+    _train(trainer, fingerprint, folder, tensorboard=arguments.tensorboard)
     epoch = trainer.restore_best()
     # Held-out examples first.
     order = trainer.split(len(dataset.x), trainer.settings.seed)[: figures.POINTS]
@@ -217,7 +222,7 @@ def _complete(
     x = trainer.x[order.to(trainer.x.device)]
     model, seed = trainer.model.eval(), trainer.settings.seed
     figures.draw(folder / FIGURE, model, trainer.history, x, labels, seed=seed)
-    report = {"epoch": epoch, **trainer.report(n_samples)}
+    report = {"epoch": epoch, **trainer.report(arguments.log_likelihood_samples)}
     write_json(folder / REPORT, report)
     first, last = trainer.history[0], trainer.history[epoch - 1]
     if epoch < len(trainer.history):
@@ -237,7 +242,7 @@ def _complete(
     return report
 
 
-def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
+def _train(trainer: Trainer, fingerprint: str, folder: Path, *, tensorboard: bool = False) -> None:
     from tqdm import tqdm
 
     first = parallel.rank() == 0
@@ -251,16 +256,24 @@ def _train(trainer: Trainer, fingerprint: str, folder: Path) -> None:
 
     save()  # also before the first epoch, so that there is something to resume
     epochs, done = trainer.settings.epochs, len(trainer.history)
-    with tqdm(
-        total=epochs * trainer.steps,
-        initial=done * trainer.steps,
-        unit="step",
-        disable=None if first else True,
-    ) as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(
+                total=epochs * trainer.steps,
+                initial=done * trainer.steps,
+                unit="step",
+                disable=None if first else True,
+            )
+        )
+        write = None
+        if tensorboard and first:
+            write = stack.enter_context(events.writing(folder, trainer.history))
         while not trainer.is_done:
             bar.set_description(f"epoch {len(trainer.history) + 1}/{epochs}", refresh=False)
             row = trainer.run_epoch(bar.update)
             save()
+            if write is not None:
+                write(row)
             shown = {key: f"{row[f'heldout_{key}']:.2f}" for key in ("elbo", "rate", "distortion")}
             bar.set_postfix(shown, refresh=False)
 

@@ -179,4 +179,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with the run in --out (default: the latest, on --data if that is given), under "
         "its own settings",
     )
+    run.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write the curves for TensorBoard too, into the run's folder",
+    )
     parser.set_defaults(error=parser.error)  # for what shows only after parsing
