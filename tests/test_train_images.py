@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +12,17 @@ import torch
 from PIL import Image
 from train_command import refusal, train
 
-from fastvae.training import checkpoint, data
+from fastvae.training import checkpoint, data, images
 
 pytestmark = pytest.mark.usefixtures("folder")
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
 
 
-def load(*images: Image.Image, suffix: str = "png", counts: bool = False, **options: object):
+def load(*pictures: Image.Image, suffix: str = "png", counts: bool = False, **options: object):
     """What two or more images are as data; without their dimension, if all are one."""
     Path("images").mkdir()
-    for i, image in enumerate(images if len(images) > 1 else images * 2):
+    for i, image in enumerate(pictures if len(pictures) > 1 else pictures * 2):
         image.save(f"images/{i}.{suffix}", **options)
     return data.load("images", counts=counts).x
 
@@ -94,26 +96,26 @@ def test_unknown_ranges_are_refused(
 
 
 def test_bad_images_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = folder / "images"
-    images.mkdir()
+    pictures = folder / "images"
+    pictures.mkdir()
     assert "images holds no images; want files .png" in refusal(capsys, "--data", "images")
     for size in (4, 5):
-        Image.new("L", (size, 4)).save(images / f"{size}.png")
+        Image.new("L", (size, 4)).save(pictures / f"{size}.png")
     assert "has shape [4, 5], 4.png has [4, 4]" in refusal(capsys, "--data", "images")
 
     noise = np.random.default_rng(0).integers(256, size=(50, 50), dtype=np.uint8)
     for i in range(5):
-        Image.fromarray(noise).save(images / f"{i}.png")
-    (images / "5.png").unlink()
-    (images / "3.png").write_bytes((images / "3.png").read_bytes()[:900])
+        Image.fromarray(noise).save(pictures / f"{i}.png")
+    (pictures / "5.png").unlink()
+    (pictures / "3.png").write_bytes((pictures / "3.png").read_bytes()[:900])
     assert "images/3.png cannot be read: image file is trunc" in refusal(capsys, "--data", "images")
-    (images / "3.png").write_text("text")
+    (pictures / "3.png").write_text("text")
     assert "images/3.png cannot be read: cannot identify" in refusal(capsys, "--data", "images")
-    Image.new("1", (20_000, 20_000)).save(images / "3.png")
+    Image.new("1", (20_000, 20_000)).save(pictures / "3.png")
     assert "images/3.png cannot be read: Image size" in refusal(capsys, "--data", "images")
     frames = [Image.fromarray(noise), Image.fromarray(255 - noise)]
-    frames[0].save(images / "3.tif", save_all=True, append_images=frames[1:])
-    (images / "3.png").unlink()
+    frames[0].save(pictures / "3.tif", save_all=True, append_images=frames[1:])
+    (pictures / "3.png").unlink()
     assert "3.tif cannot be read: it has 2 frames; want" in refusal(capsys, "--data", "images")
 
 
@@ -157,6 +159,38 @@ def test_hidden_copies_are_left_out(folder: Path) -> None:
     loaded = data.load("images")
     assert loaded.x.shape == (12, 6, 5)
     assert loaded.labels is None
+
+
+def test_workers_read_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_images(folder / "images")
+    alone = data.load("images")
+    read, together = images._read, threading.Barrier(3)
+
+    def waiting(*arguments: object) -> object:
+        together.wait(timeout=30)
+        return read(*arguments)
+
+    monkeypatch.setattr(images, "_read", waiting)
+    assert torch.equal(data.load("images", workers=3).x, alone.x)
+    assert train("--data", "images", "--workers", 3, "--epochs", 1) == 0
+
+
+def test_after_an_error_no_more_images_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_images(folder / "images")
+    (folder / "images" / "01.png").write_text("text")
+    read, count = images._read, []
+
+    def slow(*arguments: object) -> object:
+        count.append(1)
+        time.sleep(0.05)
+        return read(*arguments)
+
+    monkeypatch.setattr(images, "_read", slow)
+    with pytest.raises(ValueError, match=r"01.png cannot be read"):
+        data.load("images", workers=2)
+    assert len(count) < 12
 
 
 def test_a_figure_of_the_users_is_data(folder: Path) -> None:

@@ -120,7 +120,7 @@ def _single(arguments: argparse.Namespace, stack: ExitStack) -> None:
     """One run."""
     state = _state(arguments, arguments.folder, stack) if arguments.resume else None
     settings = _settings(arguments, state)
-    dataset = _attempt(arguments, "--data", _dataset, settings, state)
+    dataset = _attempt(arguments, "--data", _dataset, settings, state, arguments.workers)
     trainer = _trainer(arguments, settings, dataset, state)
     if arguments.folder is None:
         _make_folder(arguments, runs.name(settings.data))
@@ -151,7 +151,7 @@ def _sweep(arguments: argparse.Namespace, name: str, stack: ExitStack) -> None:
     for value in values:
         setattr(arguments, name, value)
         settings[value] = _settings(arguments, states.get(value, like), but_for=name)
-    dataset = _attempt(arguments, "--data", _dataset, settings[values[0]], like)
+    dataset = _attempt(arguments, "--data", _dataset, settings[values[0]], like, arguments.workers)
     trainers = {
         value: _trainer(arguments, settings[value], dataset, states.get(value)) for value in values
     }
@@ -327,11 +327,11 @@ def _settings(
         raise
 
 
-def _dataset(settings: Settings, state: dict[str, Any] | None) -> data.Dataset:
+def _dataset(settings: Settings, state: dict[str, Any] | None, workers: int) -> data.Dataset:
     """The data set, which must be that of the resumed run."""
     source = settings.data
     try:
-        dataset = data.load(source, counts=settings.likelihood in COUNTS)
+        dataset = data.load(source, counts=settings.likelihood in COUNTS, workers=workers)
     except FileNotFoundError as problem:
         if state is None or source != state["settings"]["data"]:
             raise

@@ -34,7 +34,7 @@ class Dataset(NamedTuple):
         return f"{list(self.x.shape)} {zlib.crc32(self.x.numpy().data):08x}"
 
 
-def load(source: str, *, counts: bool = False) -> Dataset:
+def load(source: str, *, counts: bool = False, workers: int = 1) -> Dataset:
     """The data set that `--data` names.
 
     Args:
@@ -50,18 +50,19 @@ def load(source: str, *, counts: bool = False) -> Dataset:
             - for counts, also an .npz file of a SciPy sparse matrix, or an .h5ad file (with
               anndata), whose layer "counts" is taken if it has one.
         counts: numbers of any type are taken as they are.
+        workers: how many threads read the images of a folder.
 
     Raises:
         OSError: there is no such file or folder, or it may not be read.
         ValueError: it does not hold what is wanted, or is damaged; the message says what it holds.
     """
     try:
-        return _load(source, counts)
+        return _load(source, counts, workers)
     except MemoryError as error:
         raise ValueError(f"{source} does not fit in memory: {error}") from error
 
 
-def _load(source: str, counts: bool) -> Dataset:
+def _load(source: str, counts: bool, workers: int) -> Dataset:
     if source == DIGITS:
         from sklearn.datasets import load_digits
 
@@ -74,7 +75,7 @@ def _load(source: str, counts: bool) -> Dataset:
             "images"
         )
     if path.is_dir():
-        x, labels = images.load(path, counts=counts)
+        x, labels = images.load(path, counts=counts, workers=workers)
     elif path.suffix == ".h5ad":
         x, labels = _load_anndata(path), None
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ _OWN = {"figure.png": "checkpoint.pt", "sweep.png": "sweep.csv"}
 Array = np.ndarray[Any, Any]
 
 
-def load(path: Path, *, counts: bool = False) -> tuple[Array, Array | None]:
+def load(path: Path, *, counts: bool = False, workers: int = 1) -> tuple[Array, Array | None]:
     """The images in a folder and its subfolders, and their subfolders' names if there are several.
 
     Hidden files and folders, such as .ipynb_checkpoints, are left out, and so are the pictures of
@@ -27,6 +29,7 @@ def load(path: Path, *, counts: bool = False) -> tuple[Array, Array | None]:
         path: of the folder.
         counts: whether grey values and colours are left as they are, instead of being scaled to
             [0, 1].
+        workers: how many threads read files.
 
     Returns:
         float32, [N, H, W] or [N, 3, H, W]; and [N] or None.
@@ -38,17 +41,21 @@ def load(path: Path, *, counts: bool = False) -> tuple[Array, Array | None]:
     """
     files = sorted(_files(path))
     x, first = np.empty(0, np.float32), None
-    for i, file in enumerate(files):
-        image, kind = _read(file, counts)
-        kind = f"shape {list(image.shape)}{kind}"
-        if first is None:
-            x, first = np.empty((len(files), *image.shape), np.float32), kind
-        if kind != first:
-            raise ValueError(
-                f"{file} has {kind}, {files[0].name} has {first.removeprefix('shape ')}; want "
-                "images of one size, all grey or all in colour"
-            )
-        x[i] = image
+    pool = ThreadPoolExecutor(workers)
+    try:
+        read = pool.map(_read, files, itertools.repeat(counts))
+        for i, (file, (image, kind)) in enumerate(zip(files, read, strict=True)):
+            kind = f"shape {list(image.shape)}{kind}"
+            if first is None:
+                x, first = np.empty((len(files), *image.shape), np.float32), kind
+            if kind != first:
+                raise ValueError(
+                    f"{file} has {kind}, {files[0].name} has {first.removeprefix('shape ')}; want "
+                    "images of one size, all grey or all in colour"
+                )
+            x[i] = image
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error nobody waits for the others
     if not files:
         raise ValueError(f"{path} holds no images; want files {', '.join(SUFFIXES)}")
     folders = [str(file.parent.relative_to(path)) for file in files]

@@ -164,6 +164,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the CPU; more pay for large models only, and change the rounding (default: 1)",
     )
     run.add_argument(
+        "--workers",
+        type=_THREADS,
+        default=1,
+        help="threads that read a folder of images, which then stays in memory (default: 1)",
+    )
+    run.add_argument(
         "--log-likelihood-samples",
         type=_WHOLE,
         default=1000,
