@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from PIL import Image
 from train_command import FILES, SMALL, final_state, metrics, refusal, timeless, train
 
@@ -220,3 +221,27 @@ def test_half_precision_learns_the_same() -> None:
     assert rough["heldout_elbo"] == pytest.approx(exact["heldout_elbo"], abs=1)
     assert rough["heldout_elbo"] != exact["heldout_elbo"]
     assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+
+
+# ---- Compiled networks ---------------------------------------------------------------------------
+
+
+def test_compiled_networks_learn_the_same() -> None:
+    """The curve of eager ones but for rounding, and bit for bit after a checkpoint."""
+    x, device = data.load("digits").x, torch.device("cpu")
+    options = {"layers": 1, "hidden": 16, "batch_size": 256}
+    eager = Trainer(Settings(**options), x, device)
+    whole, first, rest = (Trainer(Settings(**options, compile=True), x, device) for _ in range(3))
+    torch.compiler.reset()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for _ in range(2):
+        row, expected = whole.run_epoch(), eager.run_epoch()
+        assert row["heldout_elbo"] == pytest.approx(expected["heldout_elbo"], rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs
+    assert whole.state_dict()["model"].keys() == eager.state_dict()["model"].keys()
+    torch.compiler.reset()
+    first.run_epoch()
+    torch.compiler.reset()
+    rest.load_state_dict(copy.deepcopy(first.state_dict()))
+    rest.run_epoch()
+    assert timeless(rest.state_dict()) == timeless(whole.state_dict())

@@ -85,15 +85,20 @@ def _main(arguments: argparse.Namespace) -> int:
             if not _is_outside(problem):
                 raise
             advice = "" if isinstance(problem, FloatingPointError) else _advice(arguments, swept)
-            print(f"stopped: {problem}" + (advice and f"; {advice}"), file=sys.stderr)
+            first = str(problem).partition("\n")[0]
+            print(f"stopped: {first}" + (advice and f"; {advice}"), file=sys.stderr)
             return 1
     return 0
 
 
 def _is_outside(problem: Exception) -> bool:
-    """Whether it says what it is without a traceback: memory is a RuntimeError of PyTorch's."""
+    """Whether it says what it is without a traceback."""
+    if not isinstance(problem, RuntimeError):
+        return True
+    from torch._dynamo.exc import TorchDynamoException  # imported only here: it takes a second
+
     is_memory = isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem)
-    return is_memory or not isinstance(problem, RuntimeError)
+    return is_memory or isinstance(problem, TorchDynamoException)
 
 
 def _advice(arguments: argparse.Namespace, swept: str | None) -> str:
@@ -205,6 +210,8 @@ def _complete(
     """
     from . import figures
 
+    if trainer.settings.compile:
+        torch.compiler.reset()  # what earlier runs compiled counts against a limit
     fingerprint = dataset.fingerprint()
     if parallel.rank() > 0:
         _train(trainer, fingerprint, folder)

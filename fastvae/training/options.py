@@ -94,6 +94,12 @@ _SETTINGS: dict[str, tuple[tuple[str, Callable[[str], Any] | tuple[str, ...], st
             "weights, likelihood, KL and all held-out values stay in float32",
         ),
         (
+            "compile",
+            bool,
+            "compile encoder and decoder with torch.compile, which takes a while at first and "
+            "changes the rounding",
+        ),
+        (
             "patience",
             _WHOLE,
             "stop when the held-out ELBO has not risen for so many epochs, and report and draw the "
@@ -146,6 +152,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             # The default is not argparse's, because --resume must know what was typed.
             default = getattr(Settings, name.replace("-", "_"))
             known: dict[str, Any] = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
+            if kind is bool:
+                known = {"action": "store_true", "default": None}
             group.add_argument(f"--{name}", **known, help=f"{text} (default: {default})")
             if name in SWEEPS:
                 sweep = f"one run for each value of --{name}, and a figure that compares them"

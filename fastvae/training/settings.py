@@ -89,6 +89,7 @@ class Settings:
     lr: float = 1e-3
     lr_schedule: str = "constant"
     precision: str = "float32"
+    compile: bool = False
     patience: int | None = None
     seed: int = 0
 

@@ -63,6 +63,9 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):  # the same weights on every device
             torch.manual_seed(settings.seed)
             self.model = build_model(self.x, self.rows, settings).to(device)
+        if settings.compile:
+            for network in (self.model.encoder, self.model.decoder):
+                network.forward = torch.compile(network.forward)  # the names of weights stay
         self.annealing = annealing(settings, self.steps)
         self.lr_schedule = lr_schedule(settings, self.steps)
         self.optimizer = torch.optim.Adam(self._parameter_groups(), lr=settings.lr)
