@@ -289,6 +289,14 @@ def test_data_outside_the_support(
         likelihood.check(x)
 
 
+def test_the_first_example_outside_the_support_is_named() -> None:
+    """However many there are."""
+    x = torch.zeros(10_000, 2)
+    x[[4999, 9000], 1] = 2
+    with pytest.raises(ValueError, match="x has 2 in example 4999"):
+        fastvae.Bernoulli().check(x)
+
+
 def test_classes_outside_the_support() -> None:
     fastvae.Categorical(3).check(torch.tensor([[0, 2]]))
     with pytest.raises(ValueError, match="x has classes 0 to 3; want 0 to 2"):

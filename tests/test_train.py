@@ -219,6 +219,36 @@ def test_both_backends_give_one_curve() -> None:
         np.testing.assert_allclose(curve("native"), curve("other"), rtol=1e-4, atol=1e-4)
 
 
+# ---- Memory --------------------------------------------------------------------------------------
+
+
+def peak_bytes(*options: object) -> int:
+    """The most memory that a run had at any time."""
+    code = (
+        "import resource, sys; from fastvae.cli import main; code = main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", *SMALL, "--epochs", "1", *map(str, options)],
+        env=os.environ | {"PYTHONPATH": str(Path(fastvae.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return 1024 * int(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts kilobytes")
+def test_data_are_in_memory_once(folder: Path) -> None:
+    """As float32, beside the file's own uint8 while they are read."""
+    x = np.random.default_rng(0).integers(256, size=(50_000, 28, 28), dtype=np.uint8)
+    np.savez("large.npz", x=x)
+    np.savez("small.npz", x=x[:100])
+    options = ("--batch-size", 1000, "--layers", 1)
+    small, large = (peak_bytes("--data", f"{name}.npz", *options) for name in ("small", "large"))
+    assert 4 * x.nbytes < large - small < 4 * x.nbytes + 1.6 * x.nbytes
+
+
 # ---- What comes from outside ---------------------------------------------------------------------
 
 

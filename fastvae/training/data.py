@@ -171,7 +171,9 @@ def _examples(name: str, x: Array, counts: bool = False) -> Tensor:
         x = np.divide(x, np.float32(255), out=np.empty(x.shape, np.float32))
     with np.errstate(over="ignore"):  # what is too large for float32 is reported below
         x = np.require(x, np.float32, ["C", "W"])
-    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
+    parts = (x[start : start + 4096] for start in range(0, len(x), 4096))  # no mask as large as x
+    finite = [np.isfinite(part).reshape(len(part), -1).all(1) for part in parts]
+    bad = np.flatnonzero(~np.concatenate(finite))
     if bad.size:
         raise ValueError(
             f"{name} has NaN or infinite values in {bad.size} of {len(x)} examples, the first at "

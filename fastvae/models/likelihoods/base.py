@@ -12,6 +12,8 @@ from ... import ops
 
 __all__ = ["Likelihood", "check_positive"]
 
+_CHECKED = 4096  # examples at a time: the masks of all would take as much memory as data
+
 
 class Likelihood(nn.Module):
     """Elements that are independent given z.
@@ -36,6 +38,10 @@ class Likelihood(nn.Module):
             ValueError: x is not what the likelihood accepts: the message has the first example and
                 the value.
         """
+        for start in range(0, len(x), _CHECKED):
+            self._check(x[start : start + _CHECKED], start)
+
+    def _check(self, x: Tensor, start: int) -> None:
         bad = ~((x >= self.low) & (x <= self.high) & x.isfinite())  # NaN is bad
         if self.whole:
             bad |= x != x.floor()
@@ -49,7 +55,7 @@ class Likelihood(nn.Module):
         elif self.whole:
             wanted = f"whole numbers of {self.low:g} or more"
         name = type(self).__name__
-        raise ValueError(f"x has {value:g} in example {example}; want {wanted} for {name}")
+        raise ValueError(f"x has {value:g} in example {start + example}; want {wanted} for {name}")
 
     def context(self, condition: Any, x: Tensor | None = None) -> dict[str, Any]:
         """What the three methods below are told beside the decoder's output, by keyword, of the
