@@ -18,6 +18,7 @@ from torch import Tensor
 
 import fastvae
 from fastvae import reference
+from fastvae.ops.gaussian import log_sigma
 
 PARAMS = ("logvar", "log_std", "std", "var")
 BOUNDED = {
@@ -44,9 +45,6 @@ class Op:
     arguments: tuple[str, ...]  # the tensors, all differentiable
     options: dict[str, Any] = field(default_factory=dict)
     scale_shape: Callable[[Shape], Shape] = tuple  # of a scale, where it may be broadcast
-    # Of ln sigma^2 around 0. z - mu_p, with its own rounding, is divided by sigma_p^2, so that no
-    # code can be accurate where that is small.
-    spread: float = 1.0
 
     @property
     def draws(self) -> bool:
@@ -100,7 +98,6 @@ class Op:
         for name in self.arguments:
             size = self.scale_shape(shape) if name in ("logvar", "log_scale", "theta") else shape
             t = torch.randn(tuple(size), generator=generator, dtype=torch.float64)
-            t = self.spread * t if name.endswith("logvar") else t
             tensors.append(self.argument(name, t, param).to(device, dtype))
         return tensors
 
@@ -159,8 +156,8 @@ OPS = (
     Op("rsample_kl to N(0, I)", "rsample_kl", Q),
     Op("rsample_kl between", "rsample_kl", QP),
     Op("log_ratio to N(0, I)", "rsample_log_ratio", Q),
-    Op("log_ratio between", "rsample_log_ratio", QP, spread=0.25),
-    Op("log_ratio of 2x3 samples", "rsample_log_ratio", QP, {"sample_shape": (2, 3)}, spread=0.25),
+    Op("log_ratio between", "rsample_log_ratio", QP),
+    Op("log_ratio of 2x3 samples", "rsample_log_ratio", QP, {"sample_shape": (2, 3)}),
     Op("log_prob, a number", "gaussian_log_prob", X[:2], {"logvar": 0.375}),
     Op("log_prob, a scalar", "gaussian_log_prob", X, scale_shape=_scalar),
     Op(
@@ -231,7 +228,6 @@ PATH_DERIVATIVES = (
         "rsample_log_ratio",
         QP,
         {"path_derivative": True, "sample_shape": (5,)},
-        spread=0.1,
     ),
 )
 
@@ -326,15 +322,15 @@ def exact(
     with mock.patch("fastvae.ops.noise.noise", kernel_noise):
         outputs = op(reference, leaves, param, event_ndim=event_ndim, seed=seed)
         terms = op(reference, leaves, param, event_ndim=0, seed=seed)
+    apart = None
+    if op.function == "rsample_log_ratio":
+        apart = _summed(_rounded_apart(leaves, terms[0], param), outputs[1])
     if upstream is None:
         values = tuple(y.detach() for y in outputs)
-        return Exact(
-            values,
-            tuple(
-                t.detach().abs().flatten(y.dim()).sum(-1) if y.dim() < t.dim() else t.detach().abs()
-                for t, y in zip(terms, values, strict=True)
-            ),
-        )
+        magnitudes = [_summed(t.detach().abs(), y) for t, y in zip(terms, values, strict=True)]
+        if apart is not None:
+            magnitudes[1] = magnitudes[1] + apart.detach()
+        return Exact(values, tuple(magnitudes))
     wanted = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     values = torch.autograd.grad(outputs, leaves, [g.double() for g in upstream], **wanted)
     from_each = [  # output and sample, the gradients of all leaves
@@ -342,6 +338,9 @@ def exact(
         for y, g in zip(outputs, upstream, strict=True)
         for one in _one_by_one(g, len(op.options.get("sample_shape", ())))
     ]
+    if apart is not None:
+        one = upstream[1].double().abs()
+        from_each.append(torch.autograd.grad(apart, leaves, one, **wanted))
     parts = list(zip(*from_each, strict=True))  # of each leaf
     return Exact(
         tuple(g.sum_to_size(t.shape) for t, g in zip(tensors, values, strict=True)),
@@ -350,6 +349,29 @@ def exact(
             for t, p in zip(tensors, parts, strict=True)
         ),
     )
+
+
+def _summed(elements: Tensor, output: Tensor) -> Tensor:
+    """Over an event, as an output is."""
+    return elements.flatten(output.dim()).sum(-1) if output.dim() < elements.dim() else elements
+
+
+def _rounded_apart(leaves: Sequence[Tensor], z: Tensor, param: str) -> Tensor:
+    """1/2 ((|mu - mu_p| + sigma |eps|) / sigma_p)^2: the 1/2 w^2 of a log-ratio if nothing
+    cancelled in w = (z - mu_p) / sigma_p = ((mu - mu_p) + sigma eps) / sigma_p.
+
+    With u = 2^-24, mu - mu_p is off by u |mu - mu_p|, sigma eps by 2 u sigma |eps| (the error of
+    sigma), and their sum by u of itself, however small it is. So w is off by at most
+    2 u (|mu - mu_p| + sigma |eps|) / sigma_p and a few u of itself, w^2 / 2 by |w| times that, and
+    the gradient by mu, w / sigma_p, by that over sigma_p: where the two nearly cancel and sigma_p
+    is small, by many times its own size. No code does better that is given mu, sigma and mu_p. The
+    gradients of this expression are what those errors are relative to.
+    """
+    mu, _, *prior = leaves
+    difference = (mu - prior[0] if prior else mu).abs() + (z - mu).abs()
+    form = param.partition(",")[0]  # a bound is of q alone
+    h = log_sigma(prior[1], form) if prior else torch.zeros(())
+    return 0.5 * (difference * torch.exp(-h).to(mu.device)).square()
 
 
 def _one_by_one(t: Tensor, dims: int) -> Iterator[Tensor]:
