@@ -45,6 +45,9 @@ class Op:
     arguments: tuple[str, ...]  # the tensors, all differentiable
     options: dict[str, Any] = field(default_factory=dict)
     scale_shape: Callable[[Shape], Shape] = tuple  # of a scale, where it may be broadcast
+    # Of ln sigma^2 around 0. Where sigma_p is small a log-ratio multiplies what two computations of
+    # its noise differ by; `exact` knows by how much, tests that compare two computations do not.
+    spread: float = 1.0
 
     @property
     def draws(self) -> bool:
@@ -98,6 +101,7 @@ class Op:
         for name in self.arguments:
             size = self.scale_shape(shape) if name in ("logvar", "log_scale", "theta") else shape
             t = torch.randn(tuple(size), generator=generator, dtype=torch.float64)
+            t = self.spread * t if name.endswith("logvar") else t
             tensors.append(self.argument(name, t, param).to(device, dtype))
         return tensors
 
@@ -156,8 +160,8 @@ OPS = (
     Op("rsample_kl to N(0, I)", "rsample_kl", Q),
     Op("rsample_kl between", "rsample_kl", QP),
     Op("log_ratio to N(0, I)", "rsample_log_ratio", Q),
-    Op("log_ratio between", "rsample_log_ratio", QP),
-    Op("log_ratio of 2x3 samples", "rsample_log_ratio", QP, {"sample_shape": (2, 3)}),
+    Op("log_ratio between", "rsample_log_ratio", QP, spread=0.25),
+    Op("log_ratio of 2x3 samples", "rsample_log_ratio", QP, {"sample_shape": (2, 3)}, spread=0.25),
     Op("log_prob, a number", "gaussian_log_prob", X[:2], {"logvar": 0.375}),
     Op("log_prob, a scalar", "gaussian_log_prob", X, scale_shape=_scalar),
     Op(
@@ -228,6 +232,7 @@ PATH_DERIVATIVES = (
         "rsample_log_ratio",
         QP,
         {"path_derivative": True, "sample_shape": (5,)},
+        spread=0.1,
     ),
 )
 
