@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastvae import backend
+from fastvae import backend, files
 
 try:
     from hypothesis import settings
@@ -47,3 +47,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty one, made the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the trainer leave empty ones, because drawing takes most of a short run."""
+
+    def draw(path: Path, *_: object, **__: object) -> None:
+        files.write_bytes(path, b"")
+
+    monkeypatch.setattr("fastvae.training.figures.draw", draw)
+    monkeypatch.setattr("fastvae.training.sweep._draw", draw)

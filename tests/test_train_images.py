@@ -14,7 +14,7 @@ from train_command import refusal, train
 
 from fastvae.training import checkpoint, data, images
 
-pytestmark = pytest.mark.usefixtures("folder")
+pytestmark = pytest.mark.usefixtures("folder", "no_pictures")
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
 

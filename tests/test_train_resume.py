@@ -14,7 +14,7 @@ from train_command import FILES, final_state, metrics, refusal, train
 from fastvae import files
 from fastvae.training import checkpoint, claim, data
 
-pytestmark = pytest.mark.usefixtures("folder")
+pytestmark = pytest.mark.usefixtures("folder", "no_pictures")
 
 
 def save_data(name: str, seed: int = 0) -> None:
