@@ -63,10 +63,8 @@ def _main(arguments: argparse.Namespace) -> int:
     folder = arguments.out
     if folder is None and arguments.resume:
         folder = _attempt(arguments, "--resume", runs.latest, arguments.data, swept)
-    arguments.folder = parallel.agreed(
-        folder
-    )  # None: a new one, once all else is known to be right
-    arguments.started = False
+    # None: a new one, once all else is known to be right.
+    arguments.folder, arguments.started = parallel.agreed(folder), False
     with ExitStack() as stack:
         if arguments.backend is not None:
             backend = _attempt(arguments, "--backend", use_backend, arguments.backend)
@@ -187,7 +185,7 @@ def _run(
     *,
     is_new: bool,
 ) -> dict[str, Any]:
-    """One run, from its first step to come to its files; its report."""
+    """One run, from where it stands to its end; its report."""
     with ExitStack() as stack:
         if is_new and parallel.rank() == 0:
             _attempt(arguments, "--out", runs.own, folder, stack)
