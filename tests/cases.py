@@ -420,9 +420,10 @@ PRECISION = {dtype: 2e-14 if dtype == torch.float64 else 1e-6 for dtype in DTYPE
 
 
 def tolerance(computed: torch.dtype, stored: torch.dtype) -> float:
-    """The relative error allowed: of the arithmetic, and of one rounding to a half type."""
-    half = stored in (torch.bfloat16, torch.float16)
-    return PRECISION[computed] + (torch.finfo(stored).eps / 2 if half else 0)
+    """The relative error allowed: of the arithmetic, and of one rounding to a narrower type."""
+    is_half = stored in (torch.bfloat16, torch.float16)
+    is_rounded = is_half or (computed, stored) == (torch.float64, torch.float32)
+    return PRECISION[computed] + (torch.finfo(stored).eps / 2 if is_rounded else 0)
 
 
 def error(result: Tensor, value: Tensor, magnitude: Tensor) -> float:
