@@ -11,9 +11,10 @@ namespace fastvae {
 constexpr int kMaxOperands = 4;
 
 enum class Loop {
-  map,    // over elements that broadcast, perhaps summed over rows (plan.h)
-  pairs,  // the first operand's rows meet the components that the others are (pairs.h)
-  items   // the second operand has rows of logits; the first chooses among them (items.h)
+  map,     // over elements that broadcast, perhaps summed over rows (plan.h)
+  pairs,   // the first operand's rows meet the components that the others are (pairs.h)
+  items,   // the second operand has rows of logits; the first chooses among them (items.h)
+  colours  // the second operand has planes of what the colours of the first are a mixture of
 };
 
 struct Signature {

@@ -68,7 +68,7 @@ def _rules(
     if schema.pairs:
         rows = arguments[first].shape[0]
         has_rows = {k: k == first for k in given}
-    if schema.items:
+    if schema.items or schema.colours:
         has_rows = dict.fromkeys(given, True)
 
     def rule(sharded: bool) -> _Rule:

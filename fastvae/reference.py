@@ -36,6 +36,8 @@ __all__ = [
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
     "box_muller",
+    "colour_mixture_log_prob",
+    "colour_mixture_nll_loss",
     "continuous_bernoulli_log_prob",
     "continuous_bernoulli_nll_loss",
     "discretized_logistic_log_prob",
@@ -91,6 +93,8 @@ zero_inflated_negative_binomial_nll_loss = definition_of(
 pairwise_log_prob = definition_of(ops.pairwise_log_prob)
 mixture_log_prob = definition_of(ops.mixture_log_prob)
 multinomial_log_prob = definition_of(ops.multinomial_log_prob)
+colour_mixture_log_prob = definition_of(ops.colour_mixture_log_prob)
+colour_mixture_nll_loss = definition_of(ops.colour_mixture_nll_loss)
 multinomial_nll_loss = definition_of(ops.multinomial_nll_loss)
 
 

@@ -362,10 +362,11 @@ class LogSumKernel(NamedTuple):
 LOG_SUMS = (
     *("pack_sides", "pair_rows", "pair_components"),
     *("pack_marginals", "marginal_rows", "marginal_components", "add_dimensions", "item_rows"),
+    *("colour_pixels", "add_chunks"),
 )
 MANGLED_LOG_SUM = re.compile(
     rf"fastvae\d+(?P<name>{'|'.join(LOG_SUMS)})I(?P<type>f|d|13__nv_bfloat16|6__half)"
-    r"(?:Lb(?P<each>\d))?E"
+    r"(?:Lb(?P<each>\d)E?)?(?:Li(?P<channels>\d)E?)?E"
 )
 MANGLED_TYPES = {
     "f": "float",
@@ -389,6 +390,7 @@ def log_sum_kernels(binary: Path) -> list[LogSumKernel]:
         if not (match := MANGLED_LOG_SUM.search(mangled)):
             continue
         of = {"1": ", each", "0": ", mixture", None: ""}[match["each"]]
+        of += f", {match['channels']} channels" if match["channels"] else ""
         found.append(
             LogSumKernel(
                 match["name"] + of,

@@ -14,6 +14,7 @@ from fastvae.ops.items import chosen_log_prob
 # Rows, components, dimensions: below a vector, a panel and a block, and above.
 PAIRS = ((1, 1, 1), (5, 3, 2), (13, 37, 19), (70, 16, 9), (3, 300, 30), (9, 5, 300))
 SQUARES = ((2, 1), (20, 3), (67, 2))
+COLOURS = ((1, 3, 5, 2), (2, 1, 300, 3), (1, 3, 33, 10))
 ITEMS = ((2, 1), (3, 20), (1, 513), (2, 3000))
 
 
@@ -46,6 +47,15 @@ def results() -> Iterator[tuple[str, list[Tensor]]]:
             tensors = [x.to(dtype), logits.to(dtype)]
             yield f"multinomial {name}", _call(fastvae.multinomial_log_prob, tensors)
             yield f"chosen {name}", _call(lambda t, x=chosen: chosen_log_prob(x, t), tensors[1:])
+    for rows, channels, count, k in COLOURS:
+        x = torch.randint(256, (rows, channels, count), generator=generator) * (2 / 255) - 1
+        parameters = normal(rows, k * (10 if channels == 3 else 3), count)
+        for dtype in (torch.float32, torch.float64):
+            found = _call(
+                lambda t, x=x.to(dtype), k=k: fastvae.colour_mixture_log_prob(x, t, components=k),
+                [parameters.to(dtype)],
+            )
+            yield f"colours {rows, channels, count, k} {dtype}", found
 
 
 def _call(f: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:

@@ -1,9 +1,10 @@
 #define FASTVAE_TARGET avx2
 #include <type_traits>
 
+#include "colours.h"
 #include "items.h"
 #include "marginals.h"
 
 namespace fastvae {
-const LogSumTable kAvx2LogSums = {kPairRows, kItemRow};
+const LogSumTable kAvx2LogSums = {kPairRows, kItemRow, kColourRows};
 }

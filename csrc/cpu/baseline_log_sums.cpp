@@ -1,9 +1,10 @@
 #define FASTVAE_TARGET baseline
 #include <type_traits>
 
+#include "colours.h"
 #include "items.h"
 #include "marginals.h"
 
 namespace fastvae {
-const LogSumTable kBaselineLogSums = {kPairRows, kItemRow};
+const LogSumTable kBaselineLogSums = {kPairRows, kItemRow, kColourRows};
 }

@@ -165,6 +165,20 @@ void run_items_on_cpu(DType dtype, const Items& items) {
                [&](int64_t begin, int64_t end) { kernel(items, begin, end); });
 }
 
+void run_colours_on_cpu(DType dtype, Colours colours, void* value, const Scratch& scratch) {
+  if (!capability().kernels) throw std::runtime_error("fastvae has no kernels for this processor");
+  const ColourKernel kernel =
+      capability().log_sums->colours[colours.channels == 3][dtype == DType::float64];
+  const int64_t units = colours.rows * colours.chunks();
+  colours.sums = static_cast<double*>(scratch(units * int64_t(sizeof(double))));
+  const int64_t work = Colours::kChunk * colours.components * colours.channels;
+  parallel_for(units, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work)),
+               [&](int64_t begin, int64_t end) { kernel(colours, begin, end); });
+  if (!colours.grad)
+    add_on_cpu(DType::float64, colours.sums, colours.chunks(), colours.chunks(), 1, dtype, value,
+               colours.rows);
+}
+
 void add_on_cpu(DType from_type, const void* from, int64_t stride, int64_t count, int64_t step,
                 DType to_type, void* to, int64_t n) {
   const bool from_double = from_type == DType::float64, to_double = to_type == DType::float64;

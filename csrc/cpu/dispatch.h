@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../colours.h"
 #include "../items.h"
 #include "../pairs.h"
 #include "../plan.h"
@@ -23,6 +24,8 @@ void run_on_cpu(int step, DType dtype, const Plan& plan);
 void run_pairs_on_cpu(PairValue value, DType dtype, Pairs pairs, const Scratch& scratch);
 
 void run_items_on_cpu(DType dtype, const Items& items);
+// Of float32 or float64. `value`: [rows], forward.
+void run_colours_on_cpu(DType dtype, Colours colours, void* value, const Scratch& scratch);
 
 // to[i] = sum over j < count of from[i * stride + j * step], in double, in this order. Both types
 // are float32 or float64.

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "colours.cuh"
 #include "dispatch.h"
 #include "items.cuh"
 #include "marginals.cuh"
@@ -75,6 +76,26 @@ void run_any(Launcher& launch, PairValue value, Pairs& p, const Scratch& scratch
 }
 
 }  // namespace
+
+void run_colours_on_cuda(const char* op, int device, DType dtype, Colours colours, void* value,
+                         const Scratch& scratch) {
+  Launcher launch(current_stream(op, device));
+  const int64_t blocks = colours.rows * colours.chunks();
+  colours.sums = static_cast<double*>(scratch(blocks * int64_t(sizeof(double))));
+  const auto run = [&]<class T>(T* values) {
+    if (colours.channels == 3)
+      launch(colour_pixels<T, 3>, blocks, colours);
+    else
+      launch(colour_pixels<T, 1>, blocks, colours);
+    if (!colours.grad)
+      launch(add_chunks<T>, (colours.rows + kBlockThreads - 1) / kBlockThreads, colours, values);
+  };
+  if (dtype == DType::float64)
+    run(static_cast<double*>(value));
+  else
+    run(static_cast<float*>(value));
+  check(launch.error, op);
+}
 
 void run_items_on_cuda(const char* op, int device, DType dtype, const Items& items) {
   Launcher launch(current_stream(op, device));

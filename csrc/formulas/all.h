@@ -2,6 +2,7 @@
 // knows of them follow from this list.
 #pragma once
 
+#include "colours.h"
 #include "counts.h"
 #include "gaussian.h"
 #include "items.h"
@@ -31,7 +32,7 @@ using Ops =
 
 // Those that end in the logarithm of a sum, with loops of their own.
 using LogSumOps =
-    List<Op<PairwiseLogProb>, Op<MixtureLogProb>, Op<ChosenLogProb>, Op<MultinomialLogProb>>;
+    List<Op<PairwiseLogProb>, Op<MixtureLogProb>, Op<ChosenLogProb>, Op<MultinomialLogProb>, Op<ColourMixtureLogProb>>;
 
 // ---- Steps: what the kernel tables hold ---------------------------------------------------------
 

@@ -66,6 +66,12 @@ Tensor empty(const Dims& sizes, const Dims& strides, DType dtype, Place place) {
   return tensor;
 }
 
+Levels levels_of(const char* name, int64_t bins, double low, double high) {
+  if (bins < 2) fail_in(name, "bins is " + std::to_string(bins) + ", want at least 2");
+  const double width = (high - low) / double(bins - 1);
+  return {width / 2, std::log(width), low + width / 2, high - width / 2};
+}
+
 ScaleForm scale_form(const char* name, int64_t param) {
   constexpr ScaleForm forms[] = {{true, 0.5f}, {true, 1.0f}, {false, 1.0f}, {false, 0.5f}};
   if (param < 0 || param > 3) fail_in(name, "param is " + std::to_string(param) + ", want 0 ... 3");
@@ -146,9 +152,7 @@ void Call::noise(const Tensor& seed, const Dims& sample_shape) {
 }
 
 void Call::levels(int64_t bins, double low, double high) {
-  if (bins < 2) fail("bins is " + std::to_string(bins) + ", want at least 2");
-  const double width = (high - low) / double(bins - 1);
-  plan_.settings.levels = {width / 2, std::log(width), low + width / 2, high - width / 2};
+  plan_.settings.levels = levels_of(op_, bins, low, high);
 }
 
 void Call::counts(int64_t param, bool data_gradient) {

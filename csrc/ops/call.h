@@ -35,6 +35,9 @@ struct Place {
 
 Tensor empty(const Dims& sizes, const Dims& strides, DType dtype, Place place);
 
+// `bins` levels from `low` to `high`, of op `name`.
+Levels levels_of(const char* name, int64_t bins, double low, double high);
+
 // What `param` of op `name` says of a Gaussian's second argument.
 ScaleForm scale_form(const char* name, int64_t param);
 

@@ -40,7 +40,7 @@ struct Declaration {
   constexpr bool value() const { return signature.value; }
   constexpr bool sums() const {
     return value() && signature.loop == Loop::map;
-  }                                                             // takes `event_ndim`
+  }  // takes `event_ndim`
   constexpr bool counts() const { return signature.rates[0]; }  // takes `param`
   // Whether operand `k` may be left out.
   constexpr bool is_optional(int k) const {
@@ -62,8 +62,9 @@ using OptionalBound = std::optional<std::vector<double>>;
 struct Arguments {
   double number = 0;
   int64_t param = 0, packed_dim = -1;
+  int64_t components = 0;
   int64_t bins = 0;
-  double low = 0, high = 0;
+  double low = 0, high = 0, least_log_scale = 0;
   int64_t event_ndim = -1;  // -1: nothing is summed
   Dims sample_shape;
   bool path_derivative = false;
@@ -85,6 +86,10 @@ void for_each_setting(const Declaration& op, Direction direction, A& a, const F&
     f("log_other", a.log_other);
   }
   if (op.signature.gaussians) f("packed_dim", a.packed_dim);
+  if (op.signature.loop == Loop::colours) {
+    f("components", a.components);
+    f("least_log_scale", a.least_log_scale);
+  }
   if (op.signature.levels) {
     f("bins", a.bins);
     f("low", a.low);

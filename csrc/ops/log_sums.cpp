@@ -191,6 +191,62 @@ class ItemCall : DenseCall {
   Items items_;
 };
 
+class ColourCall : DenseCall {
+ public:
+  ColourCall(const Declaration& op, const char* name, const Tensors& tensors, const Arguments& a)
+      : DenseCall(op, name, a.needs, *tensors.operand[1]) {
+    const Tensor &x = *tensors.operand[0], &parameters = *tensors.operand[1];
+    if (dtype_ != accumulate_) fail("parameters must be float32 or float64");
+    if (parameters.dim() != 3 || x.dim() != 3)
+      fail("want x of shape [rows, channels, pixels] and parameters [rows, planes, pixels]");
+    colours_.rows = parameters.size(0);
+    colours_.pixels = parameters.size(2);
+    colours_.channels = int(x.size(1));
+    colours_.components = int(a.components);
+    if (colours_.channels != 1 && colours_.channels != 3)
+      fail("x has " + std::to_string(colours_.channels) + " channels, want 1 or 3");
+    if (a.components < 1 || a.components > 10000)
+      fail("components is " + std::to_string(a.components) + ", want 1 to 10000");
+    colours_.x = read(0, x, {colours_.rows, colours_.channels, colours_.pixels});
+    colours_.parameters = read(1, parameters, {colours_.rows, colours_.planes(), colours_.pixels});
+    colours_.settings.levels = levels_of(name, a.bins, a.low, a.high);
+    colours_.least_log_scale = a.least_log_scale;
+    values_ = {colours_.rows};
+  }
+
+  Outputs forward() {
+    Tensor value = allocate(values_, dtype_);
+    if (colours_.pixels == 0)
+      torch::stable::zero_(value);
+    else if (colours_.rows > 0)
+      run(value.mutable_data_ptr());
+    return {value};
+  }
+
+  // Data have no gradient.
+  Outputs backward(const Tensor& grad) {
+    colours_.grad = read(kGrad, grad, values_);
+    const bool nothing = colours_.rows * colours_.pixels == 0;
+    const Outputs results = gradients(nothing, {nullptr, &colours_.grad_parameters});
+    if (!nothing && colours_.grad_parameters) run(nullptr);
+    return results;
+  }
+
+ private:
+  void run(void* value) {
+    OptionalTensor memory;
+    const Scratch scratch = [&](int64_t bytes) {
+      memory = allocate({ceil_div(bytes, 8)}, DType::float64);
+      return memory->mutable_data_ptr();
+    };
+    launch(
+        [&] { run_colours_on_cpu(dtype_, colours_, value, scratch); },
+        [&] { run_colours_on_cuda(name_, place_.device_index, dtype_, colours_, value, scratch); });
+  }
+
+  Colours colours_;
+};
+
 template <class C>
 Outputs run(C&& call, Direction direction, const Tensors& tensors) {
   return direction == Direction::forward ? call.forward() : call.backward(*tensors.grad_value);
@@ -202,7 +258,9 @@ Outputs run_log_sum(const Declaration& op, const char* name, Direction direction
                     const Tensors& tensors, const Arguments& arguments) {
   if (op.signature.loop == Loop::pairs)
     return run(PairCall(op, name, tensors, arguments), direction, tensors);
-  return run(ItemCall(op, name, tensors, arguments), direction, tensors);
+  if (op.signature.loop == Loop::items)
+    return run(ItemCall(op, name, tensors, arguments), direction, tensors);
+  return run(ColourCall(op, name, tensors, arguments), direction, tensors);
 }
 
 }  // namespace fastvae

@@ -1,6 +1,7 @@
 """The ops: one module a family, in which each is read from top to bottom."""
 
 from .bounds import Bound
+from .colours import colour_mixture_log_prob, colour_mixture_nll_loss
 from .counts import (
     negative_binomial_log_prob,
     negative_binomial_nll_loss,
@@ -46,6 +47,8 @@ __all__ = [
     "bernoulli_nll_loss",
     "categorical_log_prob",
     "categorical_nll_loss",
+    "colour_mixture_log_prob",
+    "colour_mixture_nll_loss",
     "continuous_bernoulli_log_prob",
     "continuous_bernoulli_nll_loss",
     "discretized_logistic_log_prob",

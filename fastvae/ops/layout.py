@@ -120,6 +120,7 @@ class Schema:
         operands: the names of its tensors but the seed.
         pairs: the first operand is [..., size], its others are of components, [components, ...].
         items: the second operand is [..., items].
+        colours: the operands are [rows, channels, pixels] and [rows, planes, pixels].
         settings: the names of what follows them, in order.
     """
 
@@ -131,7 +132,8 @@ class Schema:
         self.sums = "event_ndim" in self.settings
         whole = not (self.draws or self.sums)
         self.pairs = whole and "z" in self.operands
-        self.items = whole and not self.pairs
+        self.colours = whole and "parameters" in self.operands
+        self.items = whole and not (self.pairs or self.colours)
         self.outputs = self.draws + self.sums + whole
 
     def split(
@@ -177,6 +179,8 @@ def _forward(schema: Schema, *arguments: Any) -> Any:
         z, components = operands[:2]
         each = () if "marginals" in settings else components.shape[:1]
         return z.new_empty((*z.shape[:-1], *each))
+    if schema.colours:
+        return operands[1].new_empty(operands[1].shape[:1])
     if schema.items:
         logits = operands[1]
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -189,7 +193,9 @@ def _forward(schema: Schema, *arguments: Any) -> Any:
 def _backward(schema: Schema, *arguments: Any) -> tuple[Tensor | None, ...]:
     _, operands, settings = schema.split(arguments, gradients=True)
     needs = settings["needs"]
-    if schema.pairs or schema.items:
+    if schema.colours:
+        needs &= 2  # data have no gradient
+    if schema.pairs or schema.items or schema.colours:
         return tuple(
             t.new_empty(t.shape) if t is not None and needs >> k & 1 else None
             for k, t in enumerate(operands)

@@ -162,28 +162,41 @@ class DiscretizedLogisticMixture(_Levels):
         self.components = components
         self.outputs = 3 * components
 
-    def _mixture(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def _parts(self, decoded: Tensor, ndim: int) -> tuple[Tensor, ...]:
+        return (decoded.unflatten(1 - ndim, (self.outputs, -1)),)  # whole, as its kernel reads it
+
+    def _mixture(self, planes: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         """Logits, means and log scales, the components along the last dimension."""
-        k = self.components
-        logits, mean, log_scale = (torch.stack(parts[i * k : (i + 1) * k], -1) for i in range(3))
-        return logits, mean, log_scale
+        parts = planes.unflatten(dim, (3, self.components)).unbind(dim if dim >= 0 else dim - 1)
+        return tuple(part.movedim(dim, -1) for part in parts)
 
     def _log_prob(self, x: Tensor, *parts: Tensor, **context: Any) -> Tensor:
-        return ops.discretized_logistic_mixture_log_prob(
-            x,
-            *self._mixture(parts),
-            bins=self.bins,
-            low=self.low,
-            high=self.high,
-            event_ndim=x.dim() - 1,
+        (planes,) = parts
+        levels: dict[str, Any] = {"bins": self.bins, "low": self.low, "high": self.high}
+        if x.requires_grad:  # which the kernel does not give
+            mixture = self._mixture(planes, -x.dim())
+            event_ndim = x.dim() - 1
+            return ops.discretized_logistic_mixture_log_prob(
+                x, *mixture, event_ndim=event_ndim, **levels
+            )
+        rows = planes.shape[: planes.dim() - x.dim()]
+        # Every number is a pixel of one colour.
+        log_prob = ops.colour_mixture_log_prob(
+            x.expand(*rows[:-1], *x.shape).reshape(rows.numel(), 1, -1),
+            planes.reshape(rows.numel(), self.outputs, -1),
+            components=self.components,
+            least_log_scale=-math.inf,
+            **levels,
         )
+        return log_prob.reshape(rows)
 
     def _mean(self, *parts: Tensor, **context: Any) -> Tensor:
-        logits, mean, _ = self._mixture(parts)
+        (planes,) = parts
+        logits, mean, _ = self._mixture(planes)
         return (torch.softmax(logits, -1) * mean.clamp(self.low, self.high)).sum(-1)
 
     def _sample(self, eps: Tensor, *parts: Tensor, **context: Any) -> Tensor:
-        logits, mean, log_scale = self._mixture(parts)
+        logits, mean, log_scale = self._mixture(parts[0])
         chosen = _choose(eps[1], logits).unsqueeze(-1)
         mean, log_scale = (t.gather(-1, chosen).squeeze(-1) for t in (mean, log_scale))
         return self._level(self._index(mean + torch.exp(log_scale) * _logistic(eps[0])))
