@@ -58,8 +58,8 @@ def colour_mixture_log_prob(
     coefficients that go through tanh; one channel is grey. With K components the parameters are
     planes: K logits; then for each channel K means, K logarithms of scales and, of three channels,
     K coefficients: 10 K in all, or 3 K. That is the order of PixelCNN++, and of VDVAE's 100
-    channels with `channel_dim=-1`. Planes that lie one after the other in memory, as a convolution leaves
-    them, are read in place.
+    channels with `channel_dim=-1`. Planes that lie one after the other in memory, as a convolution
+    leaves them, are read in place.
 
     Args:
         x: [B, 3 or 1, ...], levels as in `discretized_logistic_log_prob`; it has no gradient.
