@@ -1,6 +1,9 @@
-// The innermost part of the CPU loop: a formula, applied to numbers that lie one after the other,
-// sixteen at a time.
+// The innermost part of the CPU loop: a formula, applied to numbers that lie one after the other, a
+// short vector at a time. It knows nothing of layouts and half types, so that each formula is
+// compiled for float32 and float64 alone, and the loop around it once for all formulas.
 #pragma once
+
+#include <type_traits>
 
 #include "../formulas/all.h"
 #include "memory.h"
@@ -8,102 +11,119 @@
 namespace fastvae {
 inline namespace FASTVAE_TARGET {
 
-// Numbers that a block reads: from memory, gathered from it, or one over and over.
-template <class S, class V>
+// Numbers that a block reads: from memory, or the first sixteen there, all equal, over and over.
+template <class A>
 struct Source {
-  const S* p = nullptr;  // null: `same`, everywhere
-  V same;
-
-  V get(int i) const { return p ? load(p + i, static_cast<V*>(nullptr)) : same; }
-  // Makes the last `n` < 16 numbers, from i on, a whole vector.
-  void pad(int i, int n) {
-    if (p) *this = {nullptr, load_some(p + i, n, static_cast<V*>(nullptr))};
-  }
+  const A* p = nullptr;
+  bool same = false;
 };
 
-// The part of the loop that applies the formula: to `n` numbers, which lie one after the other as
-// `S`, computed as `A`.
-template <class Op, class S, class A>
+// What a formula is applied to: `n` numbers.
+template <class A>
 struct Elements {
-  using V = Vec<A>;
-  static constexpr Step kStep = Op::step;
-  static constexpr int I = kStep.inputs, O = kStep.outputs;
-  static constexpr int kBounded = kStep.bounded_input;
-
-  Settings settings;
+  const Settings* settings;
   int n;
-  Source<S, V> in[I];
-  Source<A, V> row_grad;
+  Source<A> in[kMaxInputs];
+  Source<A> row_grad;
   const float* eps = nullptr;
-  const A* bounded = nullptr;  // s within its bound, if it has one
-  int bounded_step = 0;
-  S* direct[O > 0 ? O : 1];   // where outputs go as they are; null: to `scratch`
-  A* scratch[O > 0 ? O : 1];  // null: not wanted
-  A* values = nullptr;        // null: they are summed
+  A* out[kMaxOutputs];  // null: not wanted
+  A* values = nullptr;  // null: they are summed
+};
 
-  // The sum of the values.
-  FASTVAE_INLINE V compute() {
-    V sum(0);
-    const auto vectors = [&]<bool kOneScale, bool kScaleGradient>() __attribute__((always_inline)) {
-      const V one_scale =
-          kOneScale && bounded ? load_same(bounded) : in[kOneScale ? kStep.scale_input : 0].same;
-      for (int i = 0; i < n; i += kLanes) {
-        const int m = n - i;
-        const bool whole = m >= kLanes;
-        if (!whole) {
-          for (int k = 0; k < I; ++k) in[k].pad(i, m);
-          if constexpr (kStep.row_grad) row_grad.pad(i, m);
-        }
-        V x[I], y[O > 0 ? O : 1], g(0), e(0);
-#pragma GCC unroll 8
-        for (int k = 0; k < I; ++k)
-          x[k] = kOneScale && k == kStep.scale_input ? one_scale : in[k].get(i);
-        if constexpr (kStep.row_grad) g = row_grad.get(i);
-        // The noise buffer is longer than the block, so its last vector is always whole.
-        if constexpr (kStep.noise) e = load(eps + i, static_cast<V*>(nullptr));
-        if (!kOneScale && bounded) x[kBounded] = load_same(bounded + i * bounded_step);
-        const V v = Op::apply(settings, x, g, e, y);
-        if constexpr (kStep.value) {
-          if (values)
-            store(values + i, v);
-          else
-            sum = sum + (whole ? v : first_lanes(v, m));
-        }
-#pragma GCC unroll 8
-        for (int k = 0; k < O; ++k) {
-          if (!kScaleGradient && k == kStep.scale_input) continue;
-          if (direct[k])
-            whole ? store(direct[k] + i, y[k]) : store_some(direct[k] + i, y[k], m);
-          else if (scratch[k])
-            store(scratch[k] + i, y[k]);
-        }
-      }
-    };
-    // The compiler moves what follows from the scale alone out of the loop, and, in float32 (each
-    // variant takes seconds to compile), leaves out the gradient of one that is fixed.
-    if constexpr (kStep.scale_input > 0) {
-      constexpr int kScale = kStep.scale_input, kGradient = kScale < O ? kScale : 0;
-      if (in[kScale].p)
-        vectors.template operator()<false, true>();
-      else if (!std::is_same_v<S, float> ||
-               (kScale < O && (direct[kGradient] || scratch[kGradient])))
-        vectors.template operator()<true, true>();
-      else
-        vectors.template operator()<true, false>();
+// The sum of the values.
+template <class A>
+using Compute = Vec<A> (*)(const Elements<A>& elements);
+
+template <class Op, class A>
+class Formula {
+  using V = ShortVec<A>;
+  static constexpr Step kStep = Op::step;
+  static constexpr int I = kStep.inputs, O = kStep.outputs, kScale = kStep.scale_input;
+  static constexpr int kOut = O > 0 ? O : 1, kSize = V::kSize;
+
+ public:
+  static Vec<A> compute(const Elements<A>& elements) {
+    if constexpr (kScale == 0) {
+      return vectors<false, true>(elements);
     } else {
-      vectors.template operator()<false, true>();
+      // The compiler moves what follows from the scale alone out of the loop, and leaves out the
+      // gradient of one that is fixed.
+      if (!elements.in[kScale].same) return vectors<false, true>(elements);
+      if (kScale < O && elements.out[kScale < O ? kScale : 0]) return vectors<true, true>(elements);
+      return vectors<true, false>(elements);
+    }
+  }
+
+ private:
+  // Where numbers are the same everywhere, `mask` is 0 and keeps the place.
+  struct Place {
+    const A* p;
+    int64_t mask;
+
+    Place() = default;
+    FASTVAE_INLINE Place(const Source<A>& source) : p(source.p), mask(source.same ? 0 : -1) {}
+    FASTVAE_INLINE V load(int64_t i) const { return load_same<kSize>(p + (i & mask)); }
+    // Makes the last `n` numbers, from i on, a whole vector.
+    FASTVAE_INLINE void pad(int64_t i, int n, A (&padded)[kSize]) {
+      store_same(padded, load_some(p + (i & mask), n, static_cast<V*>(nullptr)));
+      *this = {padded, 0};
+    }
+    FASTVAE_INLINE Place(const A* p, int64_t mask) : p(p), mask(mask) {}
+  };
+
+  FASTVAE_INLINE static void add(V v, typename V::Register* sum) {
+    repeat<V::kCount>([&](int i) __attribute__((always_inline)) { sum[i] = sum[i] + v.r[i]; });
+  }
+
+  template <bool kOneScale, bool kScaleGradient>
+  static Vec<A> vectors(const Elements<A>& elements) {
+    // Copies, so that all that the loop needs stands in local variables: its stores might change
+    // others.
+    const Settings settings = *elements.settings;
+    const int64_t n = elements.n;
+    Place in[I], row_grad;
+    repeat<I>([&](int k) __attribute__((always_inline)) { in[k] = elements.in[k]; });
+    if constexpr (kStep.row_grad) row_grad = elements.row_grad;
+    const float* const eps = elements.eps;
+    A* const values = elements.values;
+    A* out[kOut];
+    repeat<O>([&](int k) __attribute__((always_inline)) { out[k] = elements.out[k]; });
+    V one_scale(0);
+    if constexpr (kOneScale) one_scale = in[kScale].load(0);
+
+    A padded[I + 1][kSize];
+    Vec<A> sum(0);
+    int place = 0;  // in the sum
+    for (int64_t i = 0; i < n; i += kSize) {
+      const int left = int(n - i);
+      const bool whole = left >= kSize;
+      if (!whole) {
+        repeat<I>([&](int k) __attribute__((always_inline)) { in[k].pad(i, left, padded[k]); });
+        if constexpr (kStep.row_grad) row_grad.pad(i, left, padded[I]);
+      }
+      V x[I], y[kOut], g(0), e(0);
+      repeat<I>([&](int k) __attribute__((always_inline)) {
+        x[k] = kOneScale && k == kScale ? one_scale : in[k].load(i);
+      });
+      if constexpr (kStep.row_grad) g = row_grad.load(i);
+      // The noise buffer is longer than the block, so its last vector is always whole.
+      if constexpr (kStep.noise) e = load(eps + i, static_cast<V*>(nullptr));
+      const V v = Op::apply(settings, x, g, e, y);
+      if constexpr (kStep.value) {
+        if (values)
+          store_same(values + i, v);
+        else
+          add(whole ? v : first_lanes(v, left), sum.r + place);
+        place = (place + V::kCount) % Vec<A>::kCount;
+      }
+      repeat<O>([&](int k) __attribute__((always_inline)) {
+        if ((!kScaleGradient && k == kScale) || !out[k]) return;
+        whole ? store_same(out[k] + i, y[k]) : store_some(out[k] + i, y[k], left);
+      });
     }
     return sum;
   }
 };
-
-// A copy, so that all that the inner loop needs stands in local variables: its stores might change
-// others. A function of its own where it is long, for the types that are computed alike.
-template <class Op, class S, class A>
-[[gnu::noinline]] Vec<A> compute_apart(const Elements<Op, S, A>& elements) {
-  Elements<Op, S, A> local = elements;
-  return local.compute();
-}
 
 }  // namespace FASTVAE_TARGET
 }  // namespace fastvae

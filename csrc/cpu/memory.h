@@ -19,26 +19,34 @@ using HalfRegister = RegisterOf<uint16_t, kRegisterBytes / 2>::type;
 
 // Register by register: gcc copies a larger struct in 16-byte pieces, and reading those back whole
 // stalls on store forwarding (measured: KL under AVX2 took five times as long).
-template <class E>
-FASTVAE_INLINE Vec<E> load_same(const E* p) {
-  Vec<E> y;
-  for (int i = 0; i < Vec<E>::kCount; ++i) memcpy(&y.r[i], p + i * Vec<E>::kPer, kRegisterBytes);
+template <int N = kLanes, class E>
+FASTVAE_INLINE Vec<E, N> load_same(const E* p) {
+  Vec<E, N> y;
+  repeat<Vec<E, N>::kCount>([&](int i) __attribute__((always_inline)) {
+    memcpy(&y.r[i], p + i * Vec<E, N>::kPer, kRegisterBytes);
+  });
   return y;
 }
-template <class E>
-FASTVAE_INLINE void store_same(E* p, Vec<E> a) {
-  for (int i = 0; i < Vec<E>::kCount; ++i) memcpy(p + i * Vec<E>::kPer, &a.r[i], kRegisterBytes);
+template <class E, int N>
+FASTVAE_INLINE void store_same(E* p, Vec<E, N> a) {
+  repeat<Vec<E, N>::kCount>([&](int i) __attribute__((always_inline)) {
+    memcpy(p + i * Vec<E, N>::kPer, &a.r[i], kRegisterBytes);
+  });
 }
-FASTVAE_INLINE Vec<float> load(const float* p, Vec<float>*) { return load_same(p); }
-FASTVAE_INLINE Vec<double> load(const double* p, Vec<double>*) { return load_same(p); }
-FASTVAE_INLINE Vec<double> load(const float* p, Vec<double>*) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> load(const E* p, Vec<E, N>*) {
+  return load_same<N>(p);
+}
+template <int N>
+FASTVAE_INLINE Vec<double, N> load(const float* p, Vec<double, N>*) {
   using Narrow = RegisterOf<float, kRegisterBytes / 2>::type;
-  Vec<double> y;
-  for (int i = 0; i < Vec<double>::kCount; ++i) {
+  using To = Vec<double, N>;
+  To y;
+  repeat<To::kCount>([&](int i) __attribute__((always_inline)) {
     Narrow x;
-    memcpy(&x, p + i * Vec<double>::kPer, sizeof(x));
-    y.r[i] = __builtin_convertvector(x, Vec<double>::Register);
-  }
+    memcpy(&x, p + i * To::kPer, sizeof(x));
+    y.r[i] = __builtin_convertvector(x, typename To::Register);
+  });
   return y;
 }
 
@@ -109,8 +117,10 @@ FASTVAE_INLINE Vec<float> load(const float16* p, Vec<float>*) {
 #endif
 }
 
-FASTVAE_INLINE void store(float* p, Vec<float> a) { store_same(p, a); }
-FASTVAE_INLINE void store(double* p, Vec<double> a) { store_same(p, a); }
+template <class E, int N>
+FASTVAE_INLINE void store(E* p, Vec<E, N> a) {
+  store_same(p, a);
+}
 FASTVAE_INLINE void store(bfloat16* p, Vec<float> a) {  // to nearest, ties to even
   using U = Vec<uint32_t>;
   const U bits = reinterpret<uint32_t>(a);
@@ -140,25 +150,25 @@ FASTVAE_INLINE void store(float16* p, Vec<float> a) {
 #endif
 }
 
-// The first `n` < 16 numbers; the other lanes are 0.
-template <class E, class T>
-FASTVAE_INLINE Vec<E> load_some(const T* p, int n, Vec<E>* v) {
-  T padded[kLanes] = {};
+// The first `n` numbers of a vector that is not whole; the other lanes are 0.
+template <class E, int N, class T>
+FASTVAE_INLINE Vec<E, N> load_some(const T* p, int n, Vec<E, N>* v) {
+  T padded[N] = {};
   memcpy(padded, p, n * sizeof(T));
   return load(padded, v);
 }
-template <class E, class T>
-FASTVAE_INLINE void store_some(T* p, Vec<E> a, int n) {
-  T padded[kLanes];
+template <class E, int N, class T>
+FASTVAE_INLINE void store_some(T* p, Vec<E, N> a, int n) {
+  T padded[N];
   store(padded, a);
   memcpy(p, padded, n * sizeof(T));
 }
 
 // The first `n`; the other lanes are 0.
-template <class E>
-FASTVAE_INLINE Vec<E> first_lanes(Vec<E> a, int n) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> first_lanes(Vec<E, N> a, int n) {
   static constexpr E lane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return select(load_same(lane) < Vec<E>(E(n)), a, Vec<E>(0));
+  return select(load_same<N>(lane) < Vec<E, N>(E(n)), a, Vec<E, N>(0));
 }
 
 // A fixed tree, the same for every register width: at each step lanes half the width apart.

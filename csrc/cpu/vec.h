@@ -7,6 +7,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "../formulas/math.h"
 
@@ -35,28 +36,43 @@ struct RegisterOf {
   typedef E type __attribute__((vector_size(Bytes)));
 };
 
-template <class E>
+// Calls `f` with 0 to N - 1. Written out by the front end: loops, of which every operation on
+// vectors would be one, take the compiler most of its time to unroll.
+template <int N, class F>
+FASTVAE_INLINE void repeat(F f) {
+  [&]<int... I>(std::integer_sequence<int, I...>)
+      __attribute__((always_inline)) { (f(I), ...); }(std::make_integer_sequence<int, N>());
+}
+
+template <class E, int N = kLanes>
 struct Vec {
   using Register = typename RegisterOf<E, kRegisterBytes>::type;
+  static constexpr int kSize = N;
   static constexpr int kPer = kRegisterBytes / sizeof(E);
-  static constexpr int kCount = kLanes / kPer;
+  static constexpr int kCount = N / kPer;
   Register r[kCount];
 
   Vec() = default;
-  FASTVAE_INLINE explicit Vec(E x) {
-    for (int i = 0; i < kCount; ++i) r[i] = x - Register{};  // the compiler leaves out - 0, not + 0
+  FASTVAE_INLINE explicit Vec(E x) {  // the compiler leaves out - 0, not + 0
+    repeat<kCount>([&](int i) __attribute__((always_inline)) { r[i] = x - Register{}; });
   }
 };
 
-template <>
-struct Numeric<Vec<float>> {
+// As many as two registers hold, at most. With one, the processor has too little to do while the
+// next of a formula's hundred instructions waits for the last; with four, what is between does not
+// fit into its registers (measured under AVX2 in float64: 1.6 times as long).
+template <class E>
+using ShortVec = Vec<E, Vec<E>::kCount == 1 ? kLanes : 2 * Vec<E>::kPer>;
+
+template <int N>
+struct Numeric<Vec<float, N>> {
   using Real = float;
-  using Int = Vec<int32_t>;
+  using Int = Vec<int32_t, N>;
 };
-template <>
-struct Numeric<Vec<double>> {
+template <int N>
+struct Numeric<Vec<double, N>> {
   using Real = double;
-  using Int = Vec<int64_t>;
+  using Int = Vec<int64_t, N>;
 };
 template <class E>
 struct MaskOf;
@@ -84,121 +100,136 @@ template <>
 struct MaskOf<uint64_t> {
   using type = int64_t;
 };
-template <class E>
-using Mask = Vec<typename MaskOf<E>::type>;
+template <class E, int N = kLanes>
+using Mask = Vec<typename MaskOf<E>::type, N>;
 
 // Applies `f` register by register.
-template <class To, class F, class... From>
-FASTVAE_INLINE Vec<To> each(F f, const Vec<From>&... a) {
+template <class To, class F, int N, class... From>
+FASTVAE_INLINE Vec<To, N> each(F f, const Vec<From, N>&... a) {
   static_assert(((sizeof(From) == sizeof(To)) && ...));
-  Vec<To> y;
-#pragma GCC unroll 8
-  for (int i = 0; i < Vec<To>::kCount; ++i) y.r[i] = (typename Vec<To>::Register)f(a.r[i]...);
+  Vec<To, N> y;
+  repeat<Vec<To, N>::kCount>([&](int i) __attribute__((always_inline)) {
+    y.r[i] = (typename Vec<To, N>::Register)f(a.r[i]...);
+  });
   return y;
 }
 
 // Integer sums wrap: the lanes are added as unsigned.
-template <class E>
-FASTVAE_INLINE Vec<E> operator+(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> operator+(Vec<E, N> a, Vec<E, N> b) {
   return each<E>([](auto x, auto y) { return x + y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> operator-(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> operator-(Vec<E, N> a, Vec<E, N> b) {
   return each<E>([](auto x, auto y) { return x - y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> operator*(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> operator*(Vec<E, N> a, Vec<E, N> b) {
   return each<E>([](auto x, auto y) { return x * y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> operator/(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> operator/(Vec<E, N> a, Vec<E, N> b) {
   return each<E>([](auto x, auto y) { return x / y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> operator&(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> operator&(Vec<E, N> a, Vec<E, N> b) {
   return each<E>([](auto x, auto y) { return x & y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> operator|(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> operator|(Vec<E, N> a, Vec<E, N> b) {
   return each<E>([](auto x, auto y) { return x | y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> operator^(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> operator^(Vec<E, N> a, Vec<E, N> b) {
   return each<E>([](auto x, auto y) { return x ^ y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> operator<<(Vec<E> a, int n) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> operator<<(Vec<E, N> a, int n) {
   return each<E>([n](auto x) { return x << n; }, a);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> operator>>(Vec<E> a, int n) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> operator>>(Vec<E, N> a, int n) {
   return each<E>([n](auto x) { return x >> n; }, a);
 }
-template <class E>
-FASTVAE_INLINE Mask<E> operator<(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Mask<E, N> operator<(Vec<E, N> a, Vec<E, N> b) {
   return each<typename MaskOf<E>::type>([](auto x, auto y) { return x < y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Mask<E> operator>(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Mask<E, N> operator>(Vec<E, N> a, Vec<E, N> b) {
   return each<typename MaskOf<E>::type>([](auto x, auto y) { return x > y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Mask<E> operator>=(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Mask<E, N> operator>=(Vec<E, N> a, Vec<E, N> b) {
   return each<typename MaskOf<E>::type>([](auto x, auto y) { return x >= y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Mask<E> operator==(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Mask<E, N> operator==(Vec<E, N> a, Vec<E, N> b) {
   return each<typename MaskOf<E>::type>([](auto x, auto y) { return x == y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Mask<E> operator!=(Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Mask<E, N> operator!=(Vec<E, N> a, Vec<E, N> b) {
   return each<typename MaskOf<E>::type>([](auto x, auto y) { return x != y; }, a, b);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> select(Mask<E> condition, Vec<E> a, Vec<E> b) {
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> select(Mask<E, N> condition, Vec<E, N> a, Vec<E, N> b) {
   return each<E>([](auto c, auto x, auto y) { return c ? x : y; }, condition, a, b);
 }
 
-template <class M>
-FASTVAE_INLINE bool any(Vec<M> condition) {
-  typename Vec<M>::Register some = condition.r[0];
-  for (int i = 1; i < Vec<M>::kCount; ++i) some |= condition.r[i];
+template <class M, int N>
+FASTVAE_INLINE bool any(Vec<M, N> condition) {
+  typename Vec<M, N>::Register some = condition.r[0];
+  for (int i = 1; i < Vec<M, N>::kCount; ++i) some |= condition.r[i];
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)some, (__m512i)some);
 #elif defined(__AVX2__)
   return !_mm256_testz_si256((__m256i)some, (__m256i)some);
 #else
   bool found = false;
-  for (int k = 0; k < Vec<M>::kPer; ++k) found |= some[k] != 0;
+  for (int k = 0; k < Vec<M, N>::kPer; ++k) found |= some[k] != 0;
   return found;
 #endif
 }
 
-template <class To, class From>
-FASTVAE_INLINE Vec<To> reinterpret(Vec<From> a) {
+template <class To, class From, int N>
+FASTVAE_INLINE Vec<To, N> reinterpret(Vec<From, N> a) {
   return each<To>([](auto x) { return x; }, a);
 }
-FASTVAE_INLINE Vec<int32_t> as_int(Vec<float> a) { return reinterpret<int32_t>(a); }
-FASTVAE_INLINE Vec<int64_t> as_int(Vec<double> a) { return reinterpret<int64_t>(a); }
-FASTVAE_INLINE Vec<float> as_real(Vec<int32_t> a) { return reinterpret<float>(a); }
-FASTVAE_INLINE Vec<double> as_real(Vec<int64_t> a) { return reinterpret<double>(a); }
-FASTVAE_INLINE Vec<float> to_real(Vec<int32_t> a) {
+template <int N>
+FASTVAE_INLINE Vec<int32_t, N> as_int(Vec<float, N> a) {
+  return reinterpret<int32_t>(a);
+}
+template <int N>
+FASTVAE_INLINE Vec<int64_t, N> as_int(Vec<double, N> a) {
+  return reinterpret<int64_t>(a);
+}
+template <int N>
+FASTVAE_INLINE Vec<float, N> as_real(Vec<int32_t, N> a) {
+  return reinterpret<float>(a);
+}
+template <int N>
+FASTVAE_INLINE Vec<double, N> as_real(Vec<int64_t, N> a) {
+  return reinterpret<double>(a);
+}
+template <int N>
+FASTVAE_INLINE Vec<float, N> to_real(Vec<int32_t, N> a) {
   return each<float>(
-      [](auto x) { return __builtin_convertvector(x, typename Vec<float>::Register); }, a);
+      [](auto x) { return __builtin_convertvector(x, typename Vec<float, N>::Register); }, a);
 }
-FASTVAE_INLINE Vec<double> to_real(Vec<int64_t> a) {
+template <int N>
+FASTVAE_INLINE Vec<double, N> to_real(Vec<int64_t, N> a) {
   return each<double>(
-      [](auto x) { return __builtin_convertvector(x, typename Vec<double>::Register); }, a);
+      [](auto x) { return __builtin_convertvector(x, typename Vec<double, N>::Register); }, a);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> wrap_add(Vec<E> a, Vec<E> b) {
-  using U = Vec<std::make_unsigned_t<E>>;
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> wrap_add(Vec<E, N> a, Vec<E, N> b) {
+  using U = Vec<std::make_unsigned_t<E>, N>;
   return each<E>([](auto x, auto y) { return (typename U::Register)x + (typename U::Register)y; },
                  a, b);
 }
-template <class E>
-FASTVAE_INLINE Vec<E> wrap_sub(Vec<E> a, Vec<E> b) {
-  using U = Vec<std::make_unsigned_t<E>>;
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> wrap_sub(Vec<E, N> a, Vec<E, N> b) {
+  using U = Vec<std::make_unsigned_t<E>, N>;
   return each<E>([](auto x, auto y) { return (typename U::Register)x - (typename U::Register)y; },
                  a, b);
 }
@@ -209,10 +240,11 @@ FASTVAE_INLINE Vec<E> wrap_sub(Vec<E> a, Vec<E> b) {
 // Without the instruction: a call each, since sixteen copies in every formula would take minutes to
 // compile. The float product is exact in double; the sum is rounded to odd (Boldo & Melquiond
 // 2008), after which rounding to float is the only rounding.
-[[gnu::noinline]] inline Vec<float> fma_without_instruction(Vec<float> a, Vec<float> b,
-                                                            Vec<float> c) {
-  for (int l = 0; l < kLanes; ++l) {
-    const int i = l / Vec<float>::kPer, k = l % Vec<float>::kPer;
+template <int N>
+[[gnu::noinline]] inline Vec<float, N> fma_without_instruction(Vec<float, N> a, Vec<float, N> b,
+                                                               Vec<float, N> c) {
+  for (int l = 0; l < N; ++l) {
+    const int i = l / Vec<float, N>::kPer, k = l % Vec<float, N>::kPer;
     const double product = double(a.r[i][k]) * b.r[i][k];
     const double addend = c.r[i][k];
     const double sum = product + addend;
@@ -224,16 +256,18 @@ FASTVAE_INLINE Vec<E> wrap_sub(Vec<E> a, Vec<E> b) {
   }
   return c;
 }
-[[gnu::noinline]] inline Vec<double> fma_without_instruction(Vec<double> a, Vec<double> b,
-                                                             Vec<double> c) {
-  for (int i = 0; i < Vec<double>::kCount; ++i)
-    for (int k = 0; k < Vec<double>::kPer; ++k)
+template <int N>
+[[gnu::noinline]] inline Vec<double, N> fma_without_instruction(Vec<double, N> a, Vec<double, N> b,
+                                                                Vec<double, N> c) {
+  for (int i = 0; i < Vec<double, N>::kCount; ++i)
+    for (int k = 0; k < Vec<double, N>::kPer; ++k)
       c.r[i][k] = __builtin_fma(a.r[i][k], b.r[i][k], c.r[i][k]);
   return c;
 }
 #endif
 
-FASTVAE_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+template <int N>
+FASTVAE_INLINE Vec<float, N> fma(Vec<float, N> a, Vec<float, N> b, Vec<float, N> c) {
 #if defined(__AVX512F__)
   return each<float>([](auto x, auto y, auto z) { return _mm512_fmadd_ps(x, y, z); }, a, b, c);
 #elif defined(__FMA__)
@@ -245,7 +279,8 @@ FASTVAE_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
 #endif
 }
 
-FASTVAE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+template <int N>
+FASTVAE_INLINE Vec<double, N> fma(Vec<double, N> a, Vec<double, N> b, Vec<double, N> c) {
 #if defined(__AVX512F__)
   return each<double>([](auto x, auto y, auto z) { return _mm512_fmadd_pd(x, y, z); }, a, b, c);
 #elif defined(__FMA__)
@@ -257,7 +292,8 @@ FASTVAE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
-FASTVAE_INLINE Vec<float> sqrt(Vec<float> a) {
+template <int N>
+FASTVAE_INLINE Vec<float, N> sqrt(Vec<float, N> a) {
 #if defined(__AVX512F__)
   return each<float>([](auto x) { return _mm512_sqrt_ps(x); }, a);
 #elif defined(__AVX2__)
@@ -267,13 +303,14 @@ FASTVAE_INLINE Vec<float> sqrt(Vec<float> a) {
 #elif defined(__aarch64__)
   return each<float>([](auto x) { return vsqrtq_f32(x); }, a);
 #else
-  for (int i = 0; i < Vec<float>::kCount; ++i)
-    for (int k = 0; k < Vec<float>::kPer; ++k) a.r[i][k] = __builtin_sqrtf(a.r[i][k]);
+  for (int i = 0; i < Vec<float, N>::kCount; ++i)
+    for (int k = 0; k < Vec<float, N>::kPer; ++k) a.r[i][k] = __builtin_sqrtf(a.r[i][k]);
   return a;
 #endif
 }
 
-FASTVAE_INLINE Vec<double> sqrt(Vec<double> a) {
+template <int N>
+FASTVAE_INLINE Vec<double, N> sqrt(Vec<double, N> a) {
 #if defined(__AVX512F__)
   return each<double>([](auto x) { return _mm512_sqrt_pd(x); }, a);
 #elif defined(__AVX2__)
@@ -283,8 +320,8 @@ FASTVAE_INLINE Vec<double> sqrt(Vec<double> a) {
 #elif defined(__aarch64__)
   return each<double>([](auto x) { return vsqrtq_f64(x); }, a);
 #else
-  for (int i = 0; i < Vec<double>::kCount; ++i)
-    for (int k = 0; k < Vec<double>::kPer; ++k) a.r[i][k] = __builtin_sqrt(a.r[i][k]);
+  for (int i = 0; i < Vec<double, N>::kCount; ++i)
+    for (int k = 0; k < Vec<double, N>::kPer; ++k) a.r[i][k] = __builtin_sqrt(a.r[i][k]);
   return a;
 #endif
 }
@@ -300,10 +337,10 @@ FASTVAE_INLINE Vec<double> convert(Vec<float> a, Vec<double>*) {
   y.r[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a.r[0]));
   y.r[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.r[0], 1));
 #elif defined(__AVX2__)
-  for (int i = 0; i < 2; ++i) {
+  repeat<2>([&](int i) __attribute__((always_inline)) {
     y.r[2 * i] = _mm256_cvtps_pd(_mm256_castps256_ps128(a.r[i]));
     y.r[2 * i + 1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a.r[i], 1));
-  }
+  });
 #else
   for (int l = 0; l < kLanes; ++l)
     y.r[l / Vec<double>::kPer][l % Vec<double>::kPer] =
@@ -317,8 +354,9 @@ FASTVAE_INLINE Vec<float> convert(Vec<double> a, Vec<float>*) {
   const __m512 low = _mm512_castps256_ps512(_mm512_cvtpd_ps(a.r[0]));
   y.r[0] = _mm512_insertf32x8(low, _mm512_cvtpd_ps(a.r[1]), 1);
 #elif defined(__AVX2__)
-  for (int i = 0; i < 2; ++i)
+  repeat<2>([&](int i) __attribute__((always_inline)) {
     y.r[i] = _mm256_set_m128(_mm256_cvtpd_ps(a.r[2 * i + 1]), _mm256_cvtpd_ps(a.r[2 * i]));
+  });
 #else
   for (int l = 0; l < kLanes; ++l)
     y.r[l / Vec<float>::kPer][l % Vec<float>::kPer] =
@@ -329,42 +367,50 @@ FASTVAE_INLINE Vec<float> convert(Vec<double> a, Vec<float>*) {
 
 // The compiler makes two instructions of `bound < x ? bound : x`.
 #if defined(__AVX512F__)
-FASTVAE_INLINE Vec<float> at_most(Vec<float> bound, Vec<float> x) {
+template <int N>
+FASTVAE_INLINE Vec<float, N> at_most(Vec<float, N> bound, Vec<float, N> x) {
   return each<float>([](auto b, auto y) { return _mm512_min_ps(b, y); }, bound, x);
 }
-FASTVAE_INLINE Vec<float> at_least(Vec<float> bound, Vec<float> x) {
+template <int N>
+FASTVAE_INLINE Vec<float, N> at_least(Vec<float, N> bound, Vec<float, N> x) {
   return each<float>([](auto b, auto y) { return _mm512_max_ps(b, y); }, bound, x);
 }
 #elif defined(__AVX2__)
-FASTVAE_INLINE Vec<float> at_most(Vec<float> bound, Vec<float> x) {
+template <int N>
+FASTVAE_INLINE Vec<float, N> at_most(Vec<float, N> bound, Vec<float, N> x) {
   return each<float>([](auto b, auto y) { return _mm256_min_ps(b, y); }, bound, x);
 }
-FASTVAE_INLINE Vec<float> at_least(Vec<float> bound, Vec<float> x) {
+template <int N>
+FASTVAE_INLINE Vec<float, N> at_least(Vec<float, N> bound, Vec<float, N> x) {
   return each<float>([](auto b, auto y) { return _mm256_max_ps(b, y); }, bound, x);
 }
 #else
-FASTVAE_INLINE Vec<float> at_most(Vec<float> bound, Vec<float> x) {
+template <int N>
+FASTVAE_INLINE Vec<float, N> at_most(Vec<float, N> bound, Vec<float, N> x) {
   return select(bound < x, bound, x);
 }
-FASTVAE_INLINE Vec<float> at_least(Vec<float> bound, Vec<float> x) {
+template <int N>
+FASTVAE_INLINE Vec<float, N> at_least(Vec<float, N> bound, Vec<float, N> x) {
   return select(bound > x, bound, x);
 }
 #endif
-FASTVAE_INLINE Vec<double> at_most(Vec<double> bound, Vec<double> x) {
+template <int N>
+FASTVAE_INLINE Vec<double, N> at_most(Vec<double, N> bound, Vec<double, N> x) {
   return select(bound < x, bound, x);
 }
-FASTVAE_INLINE Vec<double> at_least(Vec<double> bound, Vec<double> x) {
+template <int N>
+FASTVAE_INLINE Vec<double, N> at_least(Vec<double, N> bound, Vec<double, N> x) {
   return select(bound > x, bound, x);
 }
 
 #if defined(__AVX512F__)
-template <>
-struct PowerOfTwo<Vec<float>> {
-  Vec<float> n;
+template <int N>
+struct PowerOfTwo<Vec<float, N>> {
+  Vec<float, N> n;
 
-  FASTVAE_INLINE explicit PowerOfTwo(Vec<float> shifted)
-      : n(shifted - Vec<float>(Constants<float>::round_magic)) {}
-  FASTVAE_INLINE Vec<float> times(Vec<float> x) const {
+  FASTVAE_INLINE explicit PowerOfTwo(Vec<float, N> shifted)
+      : n(shifted - Vec<float, N>(Constants<float>::round_magic)) {}
+  FASTVAE_INLINE Vec<float, N> times(Vec<float, N> x) const {
     return each<float>([](auto a, auto b) { return _mm512_scalef_ps(a, b); }, x, n);
   }
 };
