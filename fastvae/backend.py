@@ -1,7 +1,13 @@
-"""Which path computes: the compiled kernels ("native") or plain PyTorch ("reference").
+"""Which path computes: the compiled kernels ("native") or one of three in plain PyTorch.
+
+- "eager": formulas as one would write them without this package, with PyTorch's own noise unless a
+  seed is given. What "native" falls back to where there are no kernels for a tensor's device.
+- "reference": the definitions, with the noise that a seed stands for.
+- "compiled": the definitions by `torch.compile`, which makes one kernel of noise, sampling and KL
+  where it has a compiler for the device: ROCm, XPU, CUDA without nvcc.
 
 Importing this module loads the binary `fastvae._C`, which registers `torch.ops.fastvae`. A binary
-that is missing or does not load never raises: it means the reference path and one warning.
+that is missing or does not load never raises: it means the eager path and one warning.
 """
 
 from __future__ import annotations
@@ -18,10 +24,21 @@ from types import ModuleType
 from typing import Any
 
 import torch  # before the binary, whose undefined symbols are torch's
+from torch import Tensor
 
-__all__ = ["HAS_BINARY", "HAS_CPU", "HAS_CUDA", "info", "native_enabled", "use_backend", "version"]
+__all__ = [
+    "CHOICES",
+    "HAS_BINARY",
+    "HAS_CPU",
+    "HAS_CUDA",
+    "info",
+    "native_enabled",
+    "path",
+    "use_backend",
+    "version",
+]
 
-_CHOICES = ("native", "reference")
+CHOICES = ("native", "eager", "reference", "compiled")
 _VARIABLE = "FASTVAE_BACKEND"
 
 
@@ -41,7 +58,7 @@ def _load_binary() -> tuple[ModuleType | None, str]:
         return None, f"the binary does not load: {type(error).__name__}: {error}"
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...] = _CHOICES) -> str:
+def _choice(name: str, value: str, choices: tuple[str, ...] = CHOICES) -> str:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; want one of {', '.join(map(repr, choices))}")
     return value
@@ -51,14 +68,15 @@ _wanted = _choice(_VARIABLE, os.environ.get(_VARIABLE) or "native")
 if capability := os.environ.get("FASTVAE_CPU_CAPABILITY"):  # read by the binary
     _choice("FASTVAE_CPU_CAPABILITY", capability, ("avx512", "avx2", "baseline", "none"))
 _binary, _problem = _load_binary()
-_native = _binary is not None and _wanted == "native"
+_chosen = "eager" if _binary is None and _wanted == "native" else _wanted
+_native = _chosen == "native"
 HAS_BINARY = _binary is not None
 HAS_CPU: bool = _binary is not None and _binary.cpu_capability() != "none"
 HAS_CUDA: bool = _binary is not None and _binary.build_info()["cuda_archs"] is not None
 if _binary is None and _wanted == "native":
     warnings.warn(
-        f"fastvae runs on its slow reference path; {_problem}\n"
-        f"`python -m fastvae info` says what to do; {_VARIABLE}=reference accepts it silently.",
+        f"fastvae runs without its kernels, as fast as plain PyTorch; {_problem}\n"
+        f"`python -m fastvae info` says what to do; {_VARIABLE}=eager accepts it silently.",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -97,22 +115,40 @@ def native_enabled() -> bool:
     return _native
 
 
+def path(tensor: Tensor) -> str:
+    """What computes with a tensor of this device now, one of `CHOICES`."""
+    if not _native:
+        return _chosen
+    if (tensor.is_cpu and HAS_CPU) or (tensor.is_cuda and HAS_CUDA):
+        return "native"
+    return "eager"
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Compute inside the `with` block by the "native" kernels or by the plain-PyTorch "reference".
+    """Compute inside the `with` block by one of these:
+
+    - "native": the compiled kernels; "eager" for devices that have none.
+    - "eager": plain PyTorch, at the speed of what one would write without this package. Noise is
+      drawn from PyTorch's generator and kept for backward; an explicit `seed` means the noise that
+      it stands for, as everywhere.
+    - "reference": the definitions, `fastvae.reference`.
+    - "compiled": the definitions by `torch.compile`, with the kernels' noise. It compiles when an
+      op is first called in a new way, and cannot be differentiated twice.
 
     Like PyTorch's own backend flags, the choice holds for the whole process, so that backward
     passes on autograd's threads follow it too. Not meant to differ between threads.
     """
-    global _native
-    native = _choice("name", name) == "native"
-    if native and _binary is None:
+    global _chosen, _native
+    _choice("name", name)
+    if name == "native" and _binary is None:
         raise RuntimeError(f"use_backend('native') is not possible: {_problem}")
-    before, _native = _native, native
+    before = _chosen
+    _chosen, _native = name, name == "native"
     try:
         yield
     finally:
-        _native = before
+        _chosen, _native = before, before == "native"
 
 
 def info() -> dict[str, Any]:
@@ -122,15 +158,15 @@ def info() -> dict[str, Any]:
     """
     if _native:
         reason = "the binary loaded"
-    elif _binary is not None:
-        reason = f"chosen by {_VARIABLE} or use_backend"
-    else:
+    elif _chosen == "eager" and _binary is None:
         reason = _problem
+    else:
+        reason = f"chosen by {_VARIABLE} or use_backend"
     build = dict(_binary.build_info()) if _binary is not None else None
     devices = _cuda_devices()
     return {
         "fastvae": version(),
-        "backend": "native" if _native else "reference",
+        "backend": _chosen,
         "reason": reason,
         "autograd": f"{'C++' if _nodes else 'Python'} nodes ({_nodes_reason})",
         "build": build,
@@ -187,11 +223,11 @@ def _advice(build: dict[str, Any] | None, devices: list[dict[str, str]]) -> list
         return [f"install a C++20 compiler and Python's headers (g++, python3-dev), then {rebuild}"]
     advice = []
     if not HAS_CPU:
-        advice.append("CPU tensors take the reference path; the kernels want a CPU with AVX2")
+        advice.append("CPU tensors take the eager path; the kernels want a CPU with AVX2")
     if build["torch_built"] != torch.__version__:
         advice.append(f"calls cost less with autograd's nodes for this torch; {rebuild}")
     if devices and build["cuda_archs"] is None:
-        return [*advice, f"CUDA tensors take the reference path; install nvcc, then {rebuild}"]
+        return [*advice, f"CUDA tensors take the eager path; install nvcc, then {rebuild}"]
     return advice + [
         f"the binary has no code for {device['name']}; set TORCH_CUDA_ARCH_LIST="
         f"{device['capability']}, then {rebuild}"

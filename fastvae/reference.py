@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import backend, ops
 from .ops.declare import definition_of
-from .ops.gaussian import log_sigma, sigma
+from .ops.elements import log_sigma, sigma
 from .ops.noise import box_muller, noise, philox
 
 __all__ = [

@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .backend import use_backend
+from .backend import CHOICES, path, use_backend
 from .models import likelihoods, objectives, penalties
 from .models.cholesky import CholeskyGaussian
 from .models.distributions import DiagonalGaussian
 from .models.exact import ProbabilisticPCA
 from .models.importance import log_mean_exp, log_weights, prior_sampling
 from .models.vae import VAE
-from .ops import has_kernels
 
 __all__ = ["CHECKS", "Check", "add_arguments", "checks", "main"]
 
@@ -362,8 +361,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     parser.add_argument(
         "--backend",
-        choices=("native", "reference"),
-        help="compiled kernels or plain PyTorch (default: FASTVAE_BACKEND, or native)",
+        choices=CHOICES,
+        help="kernels, or one of three ways in plain PyTorch (default: FASTVAE_BACKEND, or native)",
     )
 
 
@@ -373,7 +372,7 @@ def main(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         if arguments.backend is not None:
             stack.enter_context(use_backend(arguments.backend))
-        backend = "native" if has_kernels(torch.empty(0, device=arguments.device)) else "reference"
+        backend = path(torch.empty(0, device=arguments.device))
         results = []
         group = None
         for check in checks(arguments.device):

@@ -14,8 +14,8 @@ from torch.overrides import has_torch_function_unary
 from .. import ops
 from ..ops.arguments import TensorLike, check_bound, check_param, event_dims, tensor_arguments
 from ..ops.bounds import Bound
-from ..ops.gaussian import log_sigma, sigma
-from ..ops.noise import make_seed
+from ..ops.elements import log_sigma, sigma
+from ..ops.noise import Source, make_seed
 from ..ops.op import OPS
 
 __all__ = ["DiagonalGaussian"]
@@ -266,9 +266,7 @@ class DiagonalGaussian(Distribution):
             generator=generator,
         )
 
-    def _make_seed(
-        self, seed: Tensor | int | None, generator: torch.Generator | None
-    ) -> Tensor | None:
+    def _make_seed(self, seed: Tensor | int | None, generator: torch.Generator | None) -> Source:
         return make_seed(seed, generator, self._params, self._shape)
 
     def _check_prior(self, prior: DiagonalGaussian | None) -> None:

@@ -232,8 +232,8 @@ class _Mixture(Prior):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         n, p = len(zeros), self.components()
-        seed = make_seed(seed, generator, zeros, (n,))
-        seed = draw(zeros.device) if seed is None else seed
+        source = make_seed(seed, generator, zeros, (n,))
+        seed = source if isinstance(source, Tensor) else draw(zeros.device, source)
         # Two independent streams from one seed: of the components under its bitwise complement.
         u = torch.special.ndtr(ops.rsample(zeros.new_zeros(n), 0.0, seed=seed).double())
         chosen = (torch.softmax(self.logits, 0).cumsum(0)[:-1] < u.unsqueeze(-1)).sum(-1)

@@ -30,7 +30,11 @@ _DEFINITIONS: dict[Callable[..., Any], Callable[..., Any]] = {}  # by public fun
 
 
 def declare(
-    formula: Callable[..., R], *, params: Sequence[str] = PARAMS, whole: bool = False
+    formula: Callable[..., R],
+    *,
+    eager: Callable[..., R] | None = None,
+    params: Sequence[str] = PARAMS,
+    whole: bool = False,
 ) -> Callable[[Callable[P, Request]], Callable[P, R]]:
     """Makes an op of a function that checks its arguments, and that has its kernel's name.
 
@@ -40,13 +44,20 @@ def declare(
             applied, and what its keyword-only parameters name: `eps`, standard normals; `param`;
             other settings of the op. It returns a sample, a value that is then summed over events,
             or both.
+        eager: the same as fast as eager code goes, where the definition is slower than that; the
+            precision is then that of float32, and what exceeds its range may be lost earlier. It
+            returns sums, over the dimensions whose sizes its keyword-only parameter `event` is, and
+            is given a scale that is a number as such. Autograd differentiates it, any number of
+            times.
         params: the values of `param`, in the order of the kernels' codes.
         whole: the definition is of whole tensors as the kernel takes them, not of elements: nothing
             is broadcast or summed around it.
     """
 
     def decorate(request: Callable[P, Request]) -> Callable[P, R]:
-        op = OPS[request.__name__] = Op(request.__name__, formula, request, params, whole)
+        op = OPS[request.__name__] = Op(
+            request.__name__, formula, eager or formula, request, params, whole
+        )
         signature = inspect.signature(request)
         signature = signature.replace(
             return_annotation=inspect.signature(formula).return_annotation

@@ -22,8 +22,10 @@ All values are in nats. In every op:
 - Wrong dtypes raise TypeError, wrong shapes, devices and names ValueError. Values are not checked:
   a negative std gives NaN.
 
-Where there are no kernels for a tensor's device, or under `use_backend("reference")`, the
-definition above each op computes the same in plain PyTorch.
+The definition above each op computes the same in plain PyTorch, under `use_backend("reference")`.
+Where there are no kernels for a tensor's device, the eager formula below it does, if it has one.
+There noise is PyTorch's own unless `seed` is given, and numbers beyond float32's range, such as
+e^100, may make a value infinite sooner.
 """
 
 from __future__ import annotations
@@ -46,7 +48,18 @@ from .arguments import (
 )
 from .bounds import Bound
 from .declare import declare, loss_of
-from .elements import computed_in, standardize
+from .elements import (
+    event_total,
+    log_sigma,
+    log_variance,
+    of_number,
+    precision,
+    sigma,
+    squared_difference,
+    standard_kl,
+    standardize,
+    weighted_total,
+)
 from .noise import make_seed
 from .op import Request
 
@@ -54,33 +67,10 @@ __all__ = [
     "gaussian_log_prob",
     "gaussian_nll_loss",
     "kl_divergence",
-    "log_sigma",
     "rsample",
     "rsample_kl",
     "rsample_log_ratio",
-    "sigma",
 ]
-
-
-# ---- What the second argument says ---------------------------------------------------------------
-
-
-def log_sigma(s: Tensor, param: str) -> Tensor:
-    """ln sigma of a Gaussian's second argument, float32 for half types."""
-    s = computed_in(s)
-    if param == "logvar":
-        return 0.5 * s
-    if param == "log_std":
-        return s
-    return torch.log(s) * (0.5 if param == "var" else 1.0)
-
-
-def sigma(s: Tensor, param: str) -> Tensor:
-    """sigma of a Gaussian's second argument, float32 for half types; NaN below 0."""
-    s = computed_in(s)
-    if param == "std":
-        return torch.where(s < 0, math.nan, s)  # as its logarithm is
-    return torch.sqrt(s) if param == "var" else torch.exp(log_sigma(s, param))
 
 
 # ---- Sampling ------------------------------------------------------------------------------------
@@ -155,7 +145,24 @@ def _kl(
     return 0.5 * (_exp_tail(2 * (log_sigma(logvar, param) - log_sigma_p)) + w * w)
 
 
-@declare(_kl)
+def _kl_eager(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    *,
+    param: str,
+    event: torch.Size,
+) -> Tensor:
+    lv = log_variance(logvar, param)
+    if prior_mu is None or prior_logvar is None:
+        return standard_kl(mu, lv, len(event))
+    # To N(0, I) of the latents in units of p's scale.
+    w = (mu - prior_mu) * precision(log_sigma(prior_logvar, param))
+    return standard_kl(w, lv - log_variance(prior_logvar, param), len(event))
+
+
+@declare(_kl, eager=_kl_eager)
 def kl_divergence(
     mu: TensorLike,
     logvar: TensorLike,
@@ -208,7 +215,21 @@ def _sample_and_kl(
     return z, _kl(mu, logvar, prior_mu, prior_logvar, param=param)
 
 
-@declare(_sample_and_kl)
+def _sample_and_kl_eager(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    *,
+    eps: Tensor,
+    param: str,
+    event: torch.Size,
+) -> tuple[Tensor, Tensor]:
+    z = _sample(mu, logvar, eps=eps, param=param)
+    return z, _kl_eager(mu, logvar, prior_mu, prior_logvar, param=param, event=event)
+
+
+@declare(_sample_and_kl, eager=_sample_and_kl_eager)
 def rsample_kl(
     mu: TensorLike,
     logvar: TensorLike,
@@ -333,7 +354,20 @@ def _log_prob(x: Tensor, mean: Tensor, logvar: Tensor, *, param: str) -> Tensor:
     return -0.5 * w * w - h - 0.5 * math.log(2 * math.pi)
 
 
-@declare(_log_prob)
+def _log_prob_eager(
+    x: Tensor, mean: Tensor, logvar: Tensor | float, *, param: str, event: torch.Size
+) -> Tensor:
+    squares, constant = squared_difference(x, mean), math.log(2 * math.pi)
+    if not isinstance(logvar, Tensor):
+        log_var = of_number(log_variance, logvar, param)
+        weight = -0.5 * of_number(precision, log_var, squares.dtype)
+        return weight * event_total(squares, event) - 0.5 * event.numel() * (log_var + constant)
+    lv = log_variance(logvar, param)
+    energy = weighted_total(squares, precision(lv), event)
+    return -0.5 * (energy + event_total(lv, event) + event.numel() * constant)
+
+
+@declare(_log_prob, eager=_log_prob_eager)
 def gaussian_log_prob(
     x: TensorLike,
     mean: TensorLike,

@@ -1,5 +1,7 @@
 """Where noise comes from: seeds, and the standard normals that a seed stands for.
 
+What a call draws its noise from, its source, is a seed, a generator, or None: PyTorch's own one.
+
 The noise is Philox4x32-10 (Salmon et al. 2011): key = the seed, counter = {column / 4, row low,
 row high, sample}; four words give the normals of four columns as two Box-Muller pairs. A row is an
 index along dimension 0, a column the C-order index inside its row, a sample the flat index in
@@ -15,7 +17,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["box_muller", "draw", "draw_seed", "make_seed", "noise", "philox"]
+__all__ = [
+    "Source",
+    "box_muller",
+    "draw",
+    "draw_seed",
+    "make_seed",
+    "noise",
+    "normals_of",
+    "normals_of_seed",
+    "philox",
+]
+
+Source = Tensor | torch.Generator | None
 
 _CPU = torch.device("cpu")
 _CPU_SEED = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -51,9 +65,8 @@ def make_seed(
     generator: torch.Generator | None,
     like: Tensor | None,
     shape: Sequence[int],
-) -> Tensor | None:
-    """The seed tensor of a call on the device of `like`; None if it is to be drawn from PyTorch's
-    own generator.
+) -> Source:
+    """The source of a call's noise, a seed being a tensor on the device of `like`.
 
     The size of dimension 0 of `shape` is the only length that a per-row seed may have.
     """
@@ -69,7 +82,8 @@ def make_seed(
                 msg="generator= cannot be compiled; want seed=fastvae.draw_seed(generator), drawn "
                 "outside of the compiled function and passed to it"
             )
-        return draw(device, generator)
+            return draw(device, generator)
+        return generator
     if generator is not None:
         raise ValueError("seed and generator are both given; want one of them")
     if isinstance(seed, Tensor):
@@ -124,6 +138,28 @@ def _empty_seed(device: torch.device) -> Tensor:
 
 
 # ---- Normals -------------------------------------------------------------------------------------
+
+
+def normals_of_seed(
+    source: Source, shape: Sequence[int], sample_shape: Sequence[int], like: Tensor
+) -> Tensor:
+    """Those of a seed, which is drawn unless it is given; on the device and in the dtype of
+    `like`."""
+    seed = source if isinstance(source, Tensor) else draw(like.device, source)
+    return noise(seed, shape, sample_shape=sample_shape).to(like.dtype)
+
+
+def normals_of(
+    source: Source, shape: Sequence[int], sample_shape: Sequence[int], like: Tensor
+) -> Tensor:
+    """Those of a seed if it is given, else PyTorch's; on the device and in the dtype of `like`."""
+    if source is None and like.shape == shape and not sample_shape:
+        return torch.randn_like(like)
+    if isinstance(source, Tensor):
+        return normals_of_seed(source, shape, sample_shape, like)
+    size = (*sample_shape, *shape)
+    return torch.randn(size, generator=source, dtype=like.dtype, device=like.device)
+
 
 _WORD = 0xFFFFFFFF
 

@@ -1,26 +1,29 @@
-"""An op: which of its kernel, its definition and a node of autograd's graph computes a call.
+"""An op: which of its kernel, its formulas and a node of autograd's graph computes a call.
 
-Where there are no kernels for a tensor's device, the definition computes. Where autograd records,
-a node saves the operands and the seed, nothing else, and draws the noise again in backward. Where
-PyTorch wants to look inside (a backward pass that is itself recorded, `torch.func`, forward-mode
-differentiation), the definition takes over.
+Where autograd records, a node of the kernels saves the operands and the seed, nothing else, and
+draws the noise again in backward. Where PyTorch wants to look inside (a backward pass that is
+itself recorded, `torch.func`, forward-mode differentiation), the definition takes over. Where there
+are no kernels for a tensor's device, the eager formula computes.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fastvae import backend
 
 from . import noise
 from .bounds import Bound
-from .elements import computed_in, event_sum
-from .graph import Kernels
+from .elements import common_shape, computed_in, event_sum, is_half
+from .graph import Kernels, transformed
 
 __all__ = ["OPS", "Op", "Request", "has_kernels"]
 
@@ -28,7 +31,7 @@ R = TypeVar("R")
 
 Request = tuple[Sequence[Tensor | None], dict[str, Any]]
 """The operands (None: left out) and, by name and in the order of the kernel, the settings. A seed
-that is None is drawn when the op runs."""
+that is not given, but None or a generator to draw it from, is drawn when the op runs."""
 
 OPS: dict[str, Op[Any]] = {}
 """All that are declared, by name."""
@@ -36,9 +39,25 @@ OPS: dict[str, Op[Any]] = {}
 
 def has_kernels(tensor: Tensor) -> bool:
     """Whether the native path serves a tensor's device now."""
-    return backend.native_enabled() and (
-        (tensor.is_cpu and backend.HAS_CPU) or (tensor.is_cuda and backend.HAS_CUDA)
-    )
+    return backend.path(tensor) == "native"
+
+
+class Formula:
+    """A formula of tensors, and the names of its parameters.
+
+    Attributes:
+        operands: those by position.
+        given: the keyword-only ones.
+        draws: whether noise is among them.
+        sums: whether it is given the event's sizes, over which it sums.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        parameters = inspect.signature(function).parameters.values()
+        self.given = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        self.operands = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        self.draws, self.sums = "eps" in self.given, "event" in self.given
 
 
 class Op(Generic[R]):
@@ -57,6 +76,7 @@ class Op(Generic[R]):
         self,
         name: str,
         formula: Callable[..., R],
+        eager: Callable[..., R],
         request: Callable[..., Request],
         params: Sequence[str],
         whole: bool,
@@ -65,10 +85,7 @@ class Op(Generic[R]):
         self.whole = whole
         self._params = params
         self.request = request
-        self._formula = formula
-        parameters = inspect.signature(formula).parameters.values()
-        self._given = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        self._operands = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        self._definition, self._eager = Formula(formula), Formula(eager)
         self._kernels = kernels = Kernels(self) if backend.HAS_BINARY else None
         self.ordinary_call = kernels.ordinary_call if kernels else None
         self.ordinary_loss = kernels.ordinary_loss if kernels else None
@@ -77,9 +94,16 @@ class Op(Generic[R]):
         """One call, by whatever computes it best."""
         first = operands[0]
         assert first is not None
-        if self._kernels is None or not has_kernels(first):
-            return self.define(operands, settings)
-        return self._kernels.run(operands, settings)
+        path = backend.path(first)
+        if path == "eager":
+            return self.eager(operands, settings)
+        by_compiler = path == "compiled" and not (is_compiling() or transformed())
+        source = settings.get("seed", 0)
+        if isinstance(source, torch.Generator) or (source is None and by_compiler):
+            settings["seed"] = noise.draw(first.device, source)
+        if self._kernels is not None and path == "native":
+            return self._kernels.run(operands, settings)
+        return (self._compiled if by_compiler else self.define)(operands, settings)
 
     def run_loss(
         self, operands: Sequence[Tensor | None], settings: dict[str, Any], reduction: str
@@ -88,44 +112,86 @@ class Op(Generic[R]):
         pass; None where that cannot be."""
         first = operands[0]
         assert first is not None
-        if self._kernels is None or not has_kernels(first):
+        path = backend.path(first)
+        if self._kernels is not None and path == "native":
+            return self._kernels.run_loss(operands, settings, reduction)
+        if path != "eager" or self.whole:
             return None
-        return self._kernels.run_loss(operands, settings, reduction)
+        shape = common_shape(operands)
+        rows = shape[: len(shape) - settings["event_ndim"]].numel() if reduction == "mean" else 1
+        total: Any = self.eager(operands, {**settings, "event_ndim": len(shape)})
+        return total / -rows
 
     def define(self, operands: Sequence[Tensor | None], settings: dict[str, Any]) -> R:
         """The op in plain PyTorch: differentiable any number of times, on any device."""
+        return self._evaluate(self._definition, noise.normals_of_seed, operands, settings)
+
+    def eager(self, operands: Sequence[Tensor | None], settings: dict[str, Any]) -> R:
+        """The same by the formula that is as fast as eager code goes, for ordinary tensors, and
+        with PyTorch's own noise unless a seed is given."""
+        ordinary = not (is_compiling() or transformed()) and all(
+            t is None or type(t) in (Tensor, torch.nn.Parameter) for t in operands
+        )
+        formula = self._eager if ordinary else self._definition
+        return self._evaluate(formula, noise.normals_of, operands, settings)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., R]:
+        # A code object for each op: dynamo counts what it compiles by that.
+        code = Op.define.__code__.replace(co_name=self.name)
+        define = types.FunctionType(code, Op.define.__globals__, self.name)
+        return torch.compile(types.MethodType(define, self))
+
+    def _evaluate(
+        self,
+        formula: Formula,
+        normals: Callable[..., Tensor],
+        operands: Sequence[Tensor | None],
+        settings: dict[str, Any],
+    ) -> R:
         first = operands[0]
         assert first is not None
-        packed_dim = settings.get("packed_dim", -1)
-        if packed_dim >= 0:
+        if settings.get("packed_dim", -1) >= 0:
             given = [t for t in operands if t is not None]
-            operands = [half for t in given for half in t.chunk(2, packed_dim)]
-            operands += [None] * (len(self._operands) - len(operands))
-        tensors: list[Any] = [None if t is None else computed_in(t) for t in operands]
-        if "scale" in settings and tensors[-1] is None:  # a number is not rounded to a half type
-            x = computed_in(first)
-            tensors[-1] = torch.full((), settings["scale"], dtype=x.dtype, device=x.device)
-        if settings.get("bound") is not None:
-            k = self._operands.index("logvar")
-            tensors[k] = Bound.from_numbers(settings["bound"])(tensors[k])
+            operands = [half for t in given for half in t.chunk(2, settings["packed_dim"])]
+            operands += [None] * (len(formula.operands) - len(operands))
         if self.whole:
-            if "param" in settings:
-                settings = {**settings, "param": self._params[settings["param"]]}
-            return self._formula(*tensors, **{name: settings[name] for name in self._given})
-        shape = torch.broadcast_shapes(*(t.shape for t in tensors if t is not None))
-        sample_shape = tuple(settings.get("sample_shape", ()))
-        values = dict(settings)
+            tensors = [None if t is None else computed_in(t) for t in operands]
+            values = {name: settings[name] for name in formula.given}
+            if "param" in values:
+                values["param"] = self._params[values["param"]]
+            return formula.function(*tensors, **values)
+        tensors: list[Any] = [*operands]
+        if half := is_half(first):
+            tensors = [None if t is None else computed_in(t) for t in operands]
+        like, bound = tensors[0], settings.get("bound")
+        shape = common_shape(tensors)
+        if tensors[-1] is None and "scale" in settings:  # a number is not rounded to a half type
+            scale = settings["scale"]
+            if not formula.sums or bound is not None:
+                scale = torch.full((), scale, dtype=like.dtype, device=like.device)
+            tensors[-1] = scale
+        if bound is not None:
+            k = formula.operands.index("logvar")
+            tensors[k] = Bound.from_numbers(bound)(tensors[k])
+        sample_shape = settings.get("sample_shape", ())
+        values = {name: settings[name] for name in formula.given if name in settings}
         if "param" in values:
             values["param"] = self._params[values["param"]]
-        if "seed" in values:
-            seed = noise.draw(first.device) if values["seed"] is None else values["seed"]
-            eps = noise.noise(seed, shape, sample_shape=sample_shape)
-            values["eps"] = eps.to(computed_in(first).dtype)
-        outputs = self._formula(*tensors, **{name: values[name] for name in self._given})
-        found: list[Any] = [*outputs] if isinstance(outputs, tuple) else [outputs]
-        if "seed" in settings:
-            found[0] = found[0].to(first.dtype)
-        if "event_ndim" in settings:
-            whole = torch.Size((*sample_shape, *shape))
-            found[-1] = event_sum(found[-1], whole, settings["event_ndim"])
-        return tuple(found) if isinstance(outputs, tuple) else found[0]  # type: ignore[return-value]
+        if formula.draws:
+            values["eps"] = normals(settings["seed"], shape, sample_shape, like)
+        if formula.sums:
+            values["event"] = shape[len(shape) - settings["event_ndim"] :]
+        outputs = formula.function(*tensors, **values)
+        several = isinstance(outputs, tuple)
+        *samples, value = outputs if several else (outputs,)
+        if "event_ndim" not in settings:
+            return value.to(first.dtype) if half else value
+        whole = torch.Size((*sample_shape, *shape))
+        if not formula.sums:
+            value = event_sum(value, whole, settings["event_ndim"])
+        elif value.shape != (rows := whole[: len(whole) - settings["event_ndim"]]):
+            value = value.expand(rows).clone()
+        if several:
+            return samples[0].to(first.dtype) if half else samples[0], value  # type: ignore[return-value]
+        return value

@@ -16,7 +16,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    log_softmax,
+    logsigmoid,
+)
 
 from .arguments import (
     TensorLike,
@@ -26,7 +30,15 @@ from .arguments import (
     tensor_arguments,
 )
 from .declare import declare, loss_of
-from .elements import computed_in, event_sum, standardize
+from .elements import (
+    computed_in,
+    event_sum,
+    event_total,
+    of_number,
+    precision,
+    standardize,
+    weighted_total,
+)
 from .op import Request
 
 __all__ = [
@@ -51,7 +63,17 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return x * logsigmoid(logits) + (1 - x) * logsigmoid(-logits)
 
 
-@declare(_bernoulli)
+def _bernoulli_eager(x: Tensor, logits: Tensor, *, event: torch.Size) -> Tensor:
+    return -event_total(_cross_entropy(x, logits), event)
+
+
+def _cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
+    if x.shape != logits.shape:
+        x, logits = torch.broadcast_tensors(x, logits)
+    return binary_cross_entropy_with_logits(logits, x, reduction="none")
+
+
+@declare(_bernoulli, eager=_bernoulli_eager)
 def bernoulli_log_prob(
     x: TensorLike, logits: TensorLike, *, event_ndim: int | None = None
 ) -> Request:
@@ -86,7 +108,18 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return torch.where(_near_half(logits), near, far)
 
 
-@declare(_continuous_bernoulli)
+def _continuous_bernoulli_eager(x: Tensor, logits: Tensor, *, event: torch.Size) -> Tensor:
+    """The Bernoulli's value and ln C(l), C(l) = l / tanh(l / 2)."""
+    # Above, the gradient of ln C is the difference of two that grow as 1 / l.
+    near = logits.abs() < (0.1 if logits.dtype == torch.float32 else 0.01)
+    far = torch.where(near, 1, logits)
+    square = logits * logits
+    series = square * (1 / 12 - 7 / 1440 * square) + math.log(2)
+    log_c = torch.where(near, series, torch.log(far / torch.tanh(0.5 * far)))
+    return event_total(log_c - _cross_entropy(x, logits), event)
+
+
+@declare(_continuous_bernoulli, eager=_continuous_bernoulli_eager)
 def continuous_bernoulli_log_prob(
     x: TensorLike, logits: TensorLike, *, event_ndim: int | None = None
 ) -> Request:
@@ -167,7 +200,18 @@ def _laplace(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     return -standardize(x - mean, log_scale).abs() - log_scale - math.log(2)
 
 
-@declare(_laplace)
+def _laplace_eager(
+    x: Tensor, mean: Tensor, log_scale: Tensor | float, *, event: torch.Size
+) -> Tensor:
+    distance = (x - mean).abs()
+    if not isinstance(log_scale, Tensor):
+        weight = of_number(precision, log_scale, distance.dtype)
+        return -weight * event_total(distance, event) - event.numel() * (log_scale + math.log(2))
+    total = weighted_total(distance, precision(log_scale), event)
+    return -(total + event_total(log_scale, event) + event.numel() * math.log(2))
+
+
+@declare(_laplace, eager=_laplace_eager)
 def laplace_log_prob(
     x: TensorLike, mean: TensorLike, log_scale: TensorLike = 0.0, *, event_ndim: int | None = None
 ) -> Request:
@@ -213,7 +257,32 @@ def _log_decay(log_t: Tensor) -> Tensor:
     return torch.where(small, near, torch.log(-torch.expm1(-torch.where(small, 1, t))))
 
 
-@declare(_discretized_logistic)
+def _discretized_logistic_eager(
+    x: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
+    *,
+    bins: int,
+    low: float,
+    high: float,
+    event: torch.Size,
+) -> Tensor:
+    width = (high - low) / (bins - 1)
+    difference, inverse = x - mean, precision(log_scale)
+    below_upper_end = logsigmoid((width / 2 + difference) * inverse)
+    above_lower_end = logsigmoid((width / 2 - difference) * inverse)
+    # ln(1 - e^-t) as far as rounding: below the limit it is ln t - t / 2.
+    t = width * inverse
+    small = t < (24 * torch.finfo(t.dtype).eps) ** 0.5
+    near = torch.sub(math.log(width) - log_scale, t, alpha=0.5)
+    log_decay = torch.where(small, near, torch.log(-torch.expm1(-torch.where(small, 1, t))))
+    inside = below_upper_end + above_lower_end + log_decay
+    first, last = x < low + width / 2, x > high - width / 2
+    value = torch.where(first, below_upper_end, torch.where(last, above_lower_end, inside))
+    return event_total(value, event)
+
+
+@declare(_discretized_logistic, eager=_discretized_logistic_eager)
 def discretized_logistic_log_prob(
     x: TensorLike,
     mean: TensorLike,

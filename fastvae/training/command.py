@@ -18,9 +18,8 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from ..backend import use_backend
+from ..backend import path, use_backend
 from ..files import write_csv, write_json
-from ..ops import has_kernels
 from . import checkpoint, claim, data, events, parallel, runs
 from .options import SWEEPS, add_arguments
 from .runs import CHECKPOINT, FIGURE, METRICS, REPORT, RUNS
@@ -214,10 +213,9 @@ def _complete(
     if parallel.rank() > 0:
         _train(trainer, fingerprint, folder)
         return {}
-    backend = "native" if has_kernels(trainer.x) else "reference"
     print(
         f"training on {len(trainer.rows)} examples, {len(trainer.heldout)} held out, "
-        f"{trainer.x.device}, {backend} backend, into {folder}"
+        f"{trainer.x.device}, {path(trainer.x)} backend, into {folder}"
     )
     _train(trainer, fingerprint, folder, tensorboard=arguments.tensorboard)
     epoch = trainer.restore_best()

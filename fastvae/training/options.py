@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..backend import CHOICES
 from .settings import (
     LIKELIHOODS,
     LR_SCHEDULES,
@@ -162,8 +163,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     run.add_argument(
         "--backend",
-        choices=("native", "reference"),
-        help="compiled kernels or plain PyTorch (default: FASTVAE_BACKEND, or native)",
+        choices=CHOICES,
+        help="kernels, or one of three ways in plain PyTorch (default: FASTVAE_BACKEND, or native)",
     )
     run.add_argument(
         "--threads",

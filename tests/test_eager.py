@@ -1,0 +1,243 @@
+"""The formulas that compute where there are no kernels, at the speed of eager code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+import torch
+from cases import (
+    DTYPES,
+    OPS,
+    PATH_DERIVATIVES,
+    SEED,
+    Op,
+    each_op_and_form,
+    error,
+    exact,
+    op_id,
+    upstream_like,
+)
+from test_extremes import each_op_and_param, grid
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jvp, vmap
+from torch.testing import assert_close
+
+import fastvae
+from fastvae import reference
+
+each_op = pytest.mark.parametrize("op", OPS, ids=op_id)
+# Of float32 arithmetic, which here keeps five digits of a KL divergence near 0.
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 2e-5,
+    torch.bfloat16: 2e-5 + 2**-8,
+    torch.float16: 2e-5 + 2**-11,
+}
+
+
+@pytest.fixture(autouse=True)
+def eager() -> Iterator[None]:
+    with fastvae.use_backend("eager"), mock.patch("cases.kernel_noise", reference.noise):
+        yield
+
+
+# ---- Values and gradients ------------------------------------------------------------------------
+
+
+@each_op_and_form((*OPS, *PATH_DERIVATIVES))
+def test_values_and_gradients(op: Op, param: str) -> None:
+    for dtype, shape in zip(
+        (*DTYPES, torch.float32), ((4, 20), (2, 3, 5), (3, 1), (5,), ()), strict=True
+    ):
+        for event_ndim in {None, 0, len(shape)}:
+            leaves = [t.requires_grad_() for t in op.inputs(shape, dtype, param)]
+            outputs = op(fastvae, leaves, param, event_ndim=event_ndim)
+            upstream = upstream_like([y.detach() for y in outputs])
+            grads = torch.autograd.grad(outputs, leaves, upstream)
+            options = {"event_ndim": event_ndim}
+            right = exact(op, leaves, param, **options)
+            slopes = exact(op, leaves, param, **options, upstream=upstream)
+            for results, true in ((outputs, right), (grads, slopes)):
+                for y, value, size in zip(results, true.values, true.magnitudes, strict=True):
+                    assert error(y, value, size) <= TOLERANCE[y.dtype]
+
+
+@each_op_and_param
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_no_nan_of_its_own(op: Op, param: str, dtype: torch.dtype) -> None:
+    """Of finite numbers, however large, where the definition makes none."""
+    columns = torch.stack(grid(op, dtype, param, torch.device("cpu")))
+    tensors = [*columns[:, columns.isfinite().all(0)]]
+    results = []
+    for module in (fastvae, reference):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        outputs = op(module, leaves, param, event_ndim=0)
+        total = sum(y.sum() for y in outputs)
+        results.append([*outputs, *torch.autograd.grad(total, leaves, allow_unused=True)])
+    for y, value in zip(*results, strict=True):
+        assert not (y.isnan() & ~value.isnan()).any()
+
+
+def test_the_mean_met_exactly() -> None:
+    """Where x = mean, 1/sigma may overflow: (x - mean) / sigma is 0 nevertheless."""
+    x = torch.tensor([0.0, 1.5], requires_grad=True)
+    s = torch.full((2,), -1e4, requires_grad=True)
+    value = fastvae.gaussian_log_prob(x, x.detach(), s, event_ndim=0)
+    kl = fastvae.kl_divergence(x, s, x.detach(), s.detach(), event_ndim=0)
+    assert_close(value, reference.gaussian_log_prob(x, x, s, event_ndim=0))
+    assert torch.equal(kl, torch.zeros(2))
+    assert all(g.isfinite().all() for g in torch.autograd.grad((value + kl).sum(), (x, s)))
+
+
+def test_a_rate_of_zero() -> None:
+    x, rate = torch.tensor([0.0, 2.0]), torch.zeros(2, requires_grad=True)
+    log_probs = (
+        fastvae.poisson_log_prob(x, rate, event_ndim=0),
+        fastvae.negative_binomial_log_prob(x, rate, 3.0, event_ndim=0),
+    )
+    for value in log_probs:
+        assert value.tolist() == [0, -torch.inf]
+        assert torch.autograd.grad(value[0], rate)[0][0] == -1
+
+
+def test_a_kl_near_0_keeps_its_digits() -> None:
+    """Where `logvar.exp() - 1 - logvar` has none left."""
+    size = torch.logspace(-12, 1, 4001)
+    logvar = torch.cat([-size, torch.zeros(1), size]).requires_grad_()
+    kl = fastvae.kl_divergence(torch.zeros(()), logvar, event_ndim=0)
+    exact = logvar.detach().double().requires_grad_()
+    right = reference.kl_divergence(torch.zeros_like(exact), exact, event_ndim=0)
+    assert (kl >= 0).all()
+    assert_close(kl.double(), right, rtol=2e-5, atol=1e-36)
+    slopes = torch.autograd.grad(kl.sum(), logvar)[0]
+    assert_close(slopes.double(), torch.autograd.grad(right.sum(), exact)[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("theta", [1e-3, 1.0, 299.0, 301.0, 1e4, 1e8])
+def test_a_dispersion_of_any_size(theta: float) -> None:
+    x = torch.tensor([0.0, 1.0, 7.0, 300.0])
+    mean = torch.tensor([0.5, 2.0, 9.0, 250.0])
+    value = fastvae.negative_binomial_log_prob(x, mean, theta, event_ndim=0)
+    right = reference.negative_binomial_log_prob(x.double(), mean.double(), theta, event_ndim=0)
+    assert_close(value.double(), right, rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", [(), (4, 5), (0, 3), (4, 3, 2)], ids=str)
+def test_losses(reduction: str, shape: tuple[int, ...]) -> None:
+    losses = {
+        "gaussian": [(), (0.3,), (torch.tensor(0.3),), (torch.rand(shape),)],
+        "laplace": [(), (torch.rand(shape),)],
+        "bernoulli": [()],
+        "poisson": [()],
+        "negative_binomial": [(torch.ones(()),)],
+    }
+    for name, scales in losses.items():
+        for scale in scales:
+            x, y = torch.rand(shape), torch.rand(shape, requires_grad=True)
+            loss = getattr(fastvae, f"{name}_nll_loss")(x, y, *scale, reduction=reduction)
+            right = getattr(reference, f"{name}_nll_loss")(x, y, *scale, reduction=reduction)
+            assert_close(loss, right, equal_nan=True)
+            if y.numel():
+                assert_close(torch.autograd.grad(loss, y), torch.autograd.grad(right, y))
+
+
+# ---- Noise ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_noise_is_that_of_pytorch(dtype: torch.dtype) -> None:
+    mu, logvar = (torch.randn(4, 6, dtype=dtype, requires_grad=True) for _ in range(2))
+    for source in (None, torch.Generator()):
+        for generator in (torch, source or torch):
+            generator.manual_seed(3)
+        eps = torch.randn(2, 4, 6, generator=source, dtype=max(dtype, torch.float32, key=_bytes))
+        for generator in (torch, source or torch):
+            generator.manual_seed(3)
+        z = fastvae.rsample(mu, logvar, sample_shape=(2,), generator=source)
+        sigma = (logvar.to(eps.dtype) / 2).exp()
+        assert torch.equal(z, (mu + sigma * eps).to(dtype))
+        (slope,) = torch.autograd.grad(z.sum(), logvar)  # by the noise that was drawn
+        assert_close(slope, (sigma * eps / 2).sum(0).to(dtype))
+
+
+def _bytes(dtype: torch.dtype) -> int:
+    return dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    "seed", [SEED, torch.tensor(SEED), torch.arange(4)], ids=["int", "0-d", "rows"]
+)
+def test_a_seed_stands_for_the_same_noise_as_everywhere(seed: Tensor | int) -> None:
+    mu, logvar = (torch.randn(4, 6) for _ in range(2))
+    z, kl = fastvae.rsample_kl(mu, logvar, seed=seed)
+    right, right_kl = reference.rsample_kl(mu, logvar, seed=seed)
+    assert torch.equal(z, right)
+    assert_close(kl, right_kl)
+
+
+def test_other_backends_draw_seeds_from_a_generator() -> None:
+    mu = torch.zeros(4, 6)
+    for name in ("native", "reference"):
+        with fastvae.use_backend(name):
+            z = fastvae.rsample(mu, 0.0, generator=torch.Generator().manual_seed(3))
+        seed = fastvae.draw_seed(torch.Generator().manual_seed(3))
+        assert_close(z, reference.rsample(mu, 0.0, seed=seed))
+
+
+# ---- What PyTorch does with functions ------------------------------------------------------------
+
+
+def leaves_of(op: Op, shape: tuple[int, ...] = (2, 3)) -> list[Tensor]:
+    return [t.requires_grad_() for t in op.inputs(shape, torch.float64)]
+
+
+@each_op
+def test_every_order_of_differentiation(op: Op) -> None:
+    call = functools.partial(op, fastvae)
+    assert gradcheck(
+        lambda *t: call(t), leaves_of(op), check_forward_ad=True, check_batched_grad=True
+    )
+    assert gradgradcheck(lambda *t: call(t), leaves_of(op), check_batched_grad=True)
+
+
+@each_op
+def test_transforms_and_the_compiler(op: Op) -> None:
+    tensors = op.inputs((2, 3), torch.float64)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return sum(y.sin().sum() for y in op(fastvae, tensors))
+
+    numbers = tuple(range(len(tensors)))
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    right = torch.autograd.grad(loss(*leaves), leaves)
+    assert_close(grad(loss, numbers)(*tensors), right)
+    each = vmap(grad(loss, numbers))(*(torch.stack([t, t]) for t in tensors))
+    assert_close([g[1] for g in each], [*right])
+    _, slope = jvp(loss, tuple(tensors), tuple(map(torch.ones_like, tensors)))
+    assert_close(slope, sum(g.sum() for g in right))
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_close(torch.autograd.grad(compiled(*leaves), leaves), right)
+
+
+def test_noise_under_transforms_and_the_compiler() -> None:
+    def draw(mu: Tensor) -> Tensor:
+        return fastvae.rsample(mu, 0.0)
+
+    mu = torch.zeros(4, 6)
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(draw)(mu)
+    same = vmap(draw, randomness="same")(mu)
+    assert all(torch.equal(row, same[0]) for row in same)
+    different = vmap(draw, randomness="different")(mu)
+    assert len({tuple(row.tolist()) for row in different}) == 4
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(3)
+    right = draw(mu)
+    torch.manual_seed(3)
+    assert torch.equal(compiled(mu), right)
