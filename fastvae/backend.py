@@ -13,7 +13,6 @@ that is missing or does not load never raises: it means the eager path and one w
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
 import warnings
@@ -26,12 +25,15 @@ from typing import Any
 import torch  # before the binary, whose undefined symbols are torch's
 from torch import Tensor
 
+from .advice import advice, version
+
 __all__ = [
     "CHOICES",
     "HAS_BINARY",
     "HAS_CPU",
     "HAS_CUDA",
     "info",
+    "lacks",
     "native_enabled",
     "path",
     "use_backend",
@@ -100,6 +102,22 @@ def _load_nodes() -> tuple[Any, str]:
 
 
 _nodes, _nodes_reason = _load_nodes()
+
+
+_lacking: list[str] = []
+
+
+def lacks(op: str) -> None:
+    """Remember, and warn once, that the binary has no kernels for an op, being older or newer than
+    this code."""
+    if not _lacking and _wanted == "native":
+        warnings.warn(
+            f"fastvae's binary is not of this version: without kernels for {op}, among others; "
+            "`python -m fastvae info` says what to do",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    _lacking.append(op)
 
 
 def nodes() -> Any:
@@ -177,16 +195,15 @@ def info() -> dict[str, Any]:
         "cpu_capability": getattr(_binary, "cpu_capability", lambda: None)(),
         "threads": torch.get_num_threads(),
         "cuda_devices": devices,
-        "advice": _advice(build, devices),
+        "advice": advice(
+            build,
+            devices,
+            problem=_problem,
+            torch=torch.__version__,
+            has_cpu=HAS_CPU,
+            lacking=_lacking,
+        ),
     }
-
-
-def version() -> str:
-    """Of the installed distribution."""
-    try:
-        return importlib.metadata.version("fastvae-kernels")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 def _cuda_devices() -> list[dict[str, str]]:
@@ -198,39 +215,4 @@ def _cuda_devices() -> list[dict[str, str]]:
             "capability": "{}.{}".format(*torch.cuda.get_device_capability(index)),
         }
         for index in range(torch.cuda.device_count())
-    ]
-
-
-def _runs_on(capability: str, archs: list[str]) -> bool:
-    """Whether a binary for `archs` has code for a GPU: its major version's, or older PTX."""
-    major, minor = map(int, capability.split("."))
-    for arch in archs:
-        number, _, ptx = arch.partition("+")
-        arch_major, arch_minor = (int(digits.rstrip("af")) for digits in number.split("."))
-        if (arch_major == major and arch_minor <= minor) or (
-            ptx and (arch_major, arch_minor) <= (major, minor)
-        ):
-            return True
-    return False
-
-
-def _advice(build: dict[str, Any] | None, devices: list[dict[str, str]]) -> list[str]:
-    """One line for each thing that keeps the kernels from running where they could."""
-    rebuild = "rebuild in the source folder: pip install -v --no-build-isolation ."
-    if build is None:
-        if "does not load" in _problem:
-            return [f"the binary fits another torch or Python; {rebuild}"]
-        return [f"install a C++20 compiler and Python's headers (g++, python3-dev), then {rebuild}"]
-    advice = []
-    if not HAS_CPU:
-        advice.append("CPU tensors take the eager path; the kernels want a CPU with AVX2")
-    if build["torch_built"] != torch.__version__:
-        advice.append(f"calls cost less with autograd's nodes for this torch; {rebuild}")
-    if devices and build["cuda_archs"] is None:
-        return [*advice, f"CUDA tensors take the eager path; install nvcc, then {rebuild}"]
-    return advice + [
-        f"the binary has no code for {device['name']}; set TORCH_CUDA_ARCH_LIST="
-        f"{device['capability']}, then {rebuild}"
-        for device in devices
-        if not _runs_on(device["capability"], build["cuda_archs"])
     ]

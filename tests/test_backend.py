@@ -9,12 +9,15 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fastvae
-from fastvae import backend, cli
+from fastvae import backend, cli, cuda_toolkit
+from fastvae.advice import advice, newer_source
+from fastvae.ops.op import OPS
 
 PACKAGE = Path(fastvae.__file__).parent
 
@@ -100,7 +103,9 @@ def test_use_backend_chooses_what_computes() -> None:
 
 @pytest.mark.parametrize("name", ["cuda", "", None, 1])
 def test_use_backend_refuses_unknown_names(name: object) -> None:
-    with pytest.raises(ValueError, match=r"want one of 'native', 'reference'$"):
+    with pytest.raises(
+        ValueError, match=r"want one of 'native', 'eager', 'reference', 'compiled'$"
+    ):
         fastvae.use_backend(name).__enter__()
     assert fastvae.info()["backend"] == "native"
 
@@ -121,7 +126,7 @@ def test_environment_chooses_the_reference() -> None:
 def test_environment_refuses_unknown_names() -> None:
     done = run("import fastvae", PACKAGE.parent, FASTVAE_BACKEND="fast")
     assert done.returncode != 0
-    assert "ValueError: FASTVAE_BACKEND is 'fast'; want one of 'native', 'reference'" in done.stderr
+    assert "ValueError: FASTVAE_BACKEND is 'fast'; want one of 'native', 'eager'" in done.stderr
 
 
 # ---- Without a binary ----------------------------------------------------------------------------
@@ -140,11 +145,11 @@ def assert_falls_back(where: Path, reason: str) -> None:
     done = run(f"{SAMPLE}{STATE}{NATIVE}", where)
     assert done.returncode == 0, done.stderr
     sample, name, said, *advised, refused = done.stdout.splitlines()
-    assert name == "reference"
+    assert name == "eager"
     assert said.startswith(reason)
     assert refused.startswith(f"use_backend('native') is not possible: {reason}")
     assert "rebuild" in advised[-1]
-    assert done.stderr.count("RuntimeWarning: fastvae runs on its slow reference path") == 1
+    assert done.stderr.count("RuntimeWarning: fastvae runs without its kernels") == 1
     assert reason in done.stderr
     ours = fastvae.rsample(torch.zeros(2), 0.0, seed=1).tolist()
     assert json.loads(sample) == pytest.approx(ours, rel=1e-6)
@@ -179,7 +184,7 @@ def test_info_says_what_to_do_without_a_binary(copy_without_binary: Path) -> Non
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["build"] is None
-    assert "compiler" in report["advice"][0]
+    assert report["advice"] == ["compile it; " + report["advice"][0].partition("; ")[2]]
     assert done.stderr == ""  # the reference was asked for
 
 
@@ -222,13 +227,85 @@ BUILT = {"torch_built": str(torch.__version__)}
 )
 def test_advice_about_architectures(capability: str, archs: list[str], runs: bool) -> None:
     devices = [{"name": "GPU", "capability": capability}]
-    advice = backend._advice({**BUILT, "cuda_archs": archs}, devices)
-    assert (advice == []) == runs
+    found = advice({**BUILT, "cuda_archs": archs}, devices, torch=torch.__version__)
+    assert (found == []) == runs
     if not runs:
-        assert f"TORCH_CUDA_ARCH_LIST={capability}" in advice[0]
+        assert f"TORCH_CUDA_ARCH_LIST={capability}" in found[0]
 
 
-def test_advice_about_a_binary_without_cuda() -> None:
-    devices = [{"name": "GPU", "capability": "9.0"}]
-    assert "nvcc" in backend._advice({**BUILT, "cuda_archs": None}, devices)[0]
-    assert backend._advice({**BUILT, "cuda_archs": None}, []) == []
+@pytest.mark.parametrize("has_nvcc", [False, True])
+def test_advice_about_a_binary_without_cuda(
+    has_nvcc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_toolkit, "find_nvcc", lambda: "nvcc" if has_nvcc else None)
+    build = {**BUILT, "cuda_archs": None}
+    (found,) = advice(build, [{"name": "GPU", "capability": "9.0"}], torch=torch.__version__)
+    assert "rebuild in the source folder: pip install" in found
+    assert ("pip install 'nvidia-cuda-nvcc==13.0.*'" in found) == (not has_nvcc)
+    assert advice(build, [], torch=torch.__version__) == []
+
+
+def test_a_folder_that_shadows_the_installed_package(
+    copy_without_binary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    site = tmp_path_factory.mktemp("site")
+    metadata = site / "fastvae_kernels-9.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Name: fastvae-kernels\nVersion: 9.0\n")
+    (site / "fastvae").mkdir()
+    (site / "fastvae" / "_C.so").touch()
+    code = f"sys.path.append({str(site)!r}); import fastvae; print(*fastvae.info()['advice'])"
+    said = run(code, copy_without_binary, FASTVAE_BACKEND="reference").stdout
+    assert said.startswith(f"{copy_without_binary / 'fastvae'} shadows the installed package, ")
+    assert "run from another folder, or build here: python setup.py build_ext --inplace" in said
+    assert "compiler" not in said
+
+
+def test_a_binary_older_than_its_sources(tmp_path: Path) -> None:
+    package, source = tmp_path / "fastvae", tmp_path / "csrc" / "cpu" / "loops.h"
+    for folder in (package, source.parent):
+        folder.mkdir(parents=True)
+    assert newer_source(package) is None
+    source.touch()
+    (package / "_C.so").touch()
+    os.utime(source, (1, 1))
+    assert newer_source(package) is None
+    os.utime(package / "_C.so", (0, 0))
+    assert newer_source(package) == str(Path("csrc/cpu/loops.h"))
+    build = {**BUILT, "cuda_archs": None}
+    (found,) = advice(build, [], torch=torch.__version__, here=package)
+    assert found.startswith("the binary is older than its sources, such as csrc/cpu/loops.h; re")
+
+
+@pytest.mark.parametrize("settings", [["event_ndim"], None], ids=["other settings", "no operator"])
+def test_a_binary_of_another_version(
+    settings: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no part in what it would get wrong, and says so."""
+    op = OPS["poisson_log_prob"]
+    monkeypatch.setattr(backend, "_lacking", [])
+    if settings is None:
+        monkeypatch.setattr(op, "name", "poisson_log_density")
+    else:
+        schema = SimpleNamespace(operands=["x", "rate"], settings=settings)
+        monkeypatch.setattr("fastvae.ops.op.Schema", lambda kernel: schema)
+    with pytest.warns(RuntimeWarning, match="binary is not of this version: without kernels for"):
+        monkeypatch.setattr(op, "_kernels", op._find_kernels())
+    assert fastvae.info()["advice"][-1] == f"until then the eager path computes {op.name}"
+    x = torch.ones(2, 3)
+    right = fastvae.reference.poisson_log_prob(x, x)
+    torch.testing.assert_close(op.run(*op.request(x, x)), right)
+
+
+def test_a_processor_without_kernels() -> None:
+    code = """
+import torch, fastvae
+from fastvae import backend
+mu = torch.zeros(2, 3)
+torch.manual_seed(3)
+z = fastvae.rsample(mu, 0.0)
+torch.manual_seed(3)
+print(backend.path(mu), torch.equal(z, torch.randn(2, 3)), *fastvae.info()["advice"])
+"""
+    done = run(code, PACKAGE.parent, FASTVAE_CPU_CAPABILITY="none")
+    assert done.stdout.startswith("eager True CPU tensors take the eager path"), done.stderr

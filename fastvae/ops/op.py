@@ -24,6 +24,7 @@ from . import noise
 from .bounds import Bound
 from .elements import common_shape, computed_in, event_sum, is_half
 from .graph import Kernels, transformed
+from .layout import Schema
 
 __all__ = ["OPS", "Op", "Request", "has_kernels"]
 
@@ -86,15 +87,27 @@ class Op(Generic[R]):
         self._params = params
         self.request = request
         self._definition, self._eager = Formula(formula), Formula(eager)
-        self._kernels = kernels = Kernels(self) if backend.HAS_BINARY else None
+        self._kernels = kernels = self._find_kernels()
         self.ordinary_call = kernels.ordinary_call if kernels else None
         self.ordinary_loss = kernels.ordinary_loss if kernels else None
+
+    def _find_kernels(self) -> Kernels | None:
+        """None without a binary, or where it is of another version, with other arguments."""
+        if not backend.HAS_BINARY:
+            return None
+        if (operator := getattr(torch.ops.fastvae, self.name, None)) is not None:
+            schema = Schema(operator.default)
+            _, settings = self.request(*(torch.zeros(1) for _ in self._definition.operands))
+            if (schema.operands, schema.settings) == (self._definition.operands, [*settings]):
+                return Kernels(self)
+        backend.lacks(self.name)
+        return None
 
     def run(self, operands: Sequence[Tensor | None], settings: dict[str, Any]) -> R:
         """One call, by whatever computes it best."""
         first = operands[0]
         assert first is not None
-        path = backend.path(first)
+        path = self._path(first)
         if path == "eager":
             return self.eager(operands, settings)
         by_compiler = path == "compiled" and not (is_compiling() or transformed())
@@ -112,7 +125,7 @@ class Op(Generic[R]):
         pass; None where that cannot be."""
         first = operands[0]
         assert first is not None
-        path = backend.path(first)
+        path = self._path(first)
         if self._kernels is not None and path == "native":
             return self._kernels.run_loss(operands, settings, reduction)
         if path != "eager" or self.whole:
@@ -121,6 +134,10 @@ class Op(Generic[R]):
         rows = shape[: len(shape) - settings["event_ndim"]].numel() if reduction == "mean" else 1
         total: Any = self.eager(operands, {**settings, "event_ndim": len(shape)})
         return total / -rows
+
+    def _path(self, tensor: Tensor) -> str:
+        path = backend.path(tensor)
+        return "eager" if path == "native" and self._kernels is None else path
 
     def define(self, operands: Sequence[Tensor | None], settings: dict[str, Any]) -> R:
         """The op in plain PyTorch: differentiable any number of times, on any device."""
