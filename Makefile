@@ -12,6 +12,9 @@
 # make cuda-report  what the CUDA kernels cost, read from the binary, into docs/cuda.md
 # make clean    remove all that the other verbs made
 #
+# Without an NVIDIA driver all build for the CPU, with one for the GPUs present; FASTVAE_CUDA=1 builds
+# for all GPUs, TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX" for some, wherever there is nvcc.
+#
 # PYTHON, VENV and TORCH can be given too. pip and uv read their own environment variables, such as
 # PIP_EXTRA_INDEX_URL.
 
@@ -21,10 +24,22 @@ TORCH  ?= torch==2.13.0
 ARGS   ?=
 
 BIN     := $(VENV)/bin
-PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP     := $(BIN)/python -m pip --disable-pip-version-check install
+SAY     := $(PYTHON) tools/step.py
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench sanitize asan tsan soak fuzz build lint format gpu cuda-report clean
+# Built for what runs here: the GPUs present, or the CPU alone. Who sets one of these two decides.
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
+          | grep -E '^[0-9]+\.[0-9]+$$' | sort -u | paste -s -d ';' -)
+ifeq ($(FASTVAE_CUDA)$(TORCH_CUDA_ARCH_LIST),)
+  ifeq ($(GPUS),)
+    export FASTVAE_CUDA := 0
+  else
+    export TORCH_CUDA_ARCH_LIST := $(GPUS)
+  endif
+endif
+
+.PHONY: always train test bench sanitize asan tsan soak fuzz build lint format gpu cuda-report clean
 
 train: $(VENV)/train.done $(VENV)/build.done
 	$(BIN)/python -m fastvae train $(ARGS)
@@ -66,6 +81,7 @@ gpu:
 	$(PYTHON) setup.py build_ext --inplace
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(ARGS)
 
+cuda-report: export FASTVAE_CUDA := 1
 cuda-report: $(VENV)/test.done $(VENV)/build.done
 	$(BIN)/python tests/cuda_resources.py --write docs/cuda.md
 
@@ -80,24 +96,33 @@ $(VENV)/venv.done:
 	  || { echo "$(PYTHON) is missing or older than 3.10: set PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "$(PYTHON) cannot make virtual environments: install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	touch $@
+	@$(SAY) "environment in $(VENV)" $(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
 # The usual torch for Linux brings gigabytes of CUDA. Where there is no NVIDIA driver the CPU build
 # serves: pip's if it is told of one, else the one from PyTorch's own index, which uv knows.
 $(VENV)/torch.done: $(VENV)/venv.done
-	$(PIP) 'setuptools>=77' pybind11 ninja numpy
-	if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
-	  $(PIP) '$(TORCH)+cpu' 2>/dev/null || { $(PIP) uv \
-	    && $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu '$(TORCH)'; }; \
+	@$(SAY) "build tools" $(PIP) 'setuptools>=77' pybind11 ninja numpy
+	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+	  $(SAY) "torch for CPUs" $(PIP) '$(TORCH)+cpu' 2>/dev/null || { $(PIP) --quiet uv \
+	    && $(SAY) "torch for CPUs, from its own index" $(BIN)/uv pip install \
+	       --python $(BIN)/python --torch-backend cpu '$(TORCH)'; }; \
 	fi || echo "no CPU build of torch found: taking the usual one, which is large"
-	$(PIP) '$(TORCH)'
-	touch $@
+	@$(SAY) "torch" $(PIP) '$(TORCH)'
+	@touch $@
 
-$(VENV)/train.done $(VENV)/test.done $(VENV)/bench.done $(VENV)/dev.done: $(VENV)/torch.done pyproject.toml setup.py
-	$(PIP) --no-build-isolation --editable '.[$(basename $(@F))]'
-	touch $@
+# Compiled first, where one sees how far it is; pip then finds it done.
+$(VENV)/train.done $(VENV)/test.done $(VENV)/bench.done $(VENV)/dev.done: \
+  $(VENV)/torch.done pyproject.toml setup.py | $(VENV)/build.done
+	@$(SAY) "fastvae and what '$(basename $(@F))' needs" \
+	  $(PIP) --no-build-isolation --editable '.[$(basename $(@F))]'
+	@touch $@
 
-$(VENV)/build.done: $(VENV)/torch.done setup.py $(SOURCES)
-	$(BIN)/python setup.py --quiet build_ext --inplace
-	touch $@
+$(VENV)/build.done: $(VENV)/torch.done $(VENV)/build.for setup.py $(SOURCES)
+	@$(SAY) "kernels" $(BIN)/python setup.py build_ext --inplace
+	@touch $@
+
+# What for, so that another wish compiles anew.
+$(VENV)/build.for: always | $(VENV)/venv.done
+	@echo "$(FASTVAE_CUDA) $(TORCH_CUDA_ARCH_LIST)" | cmp -s - $@ \
+	  || echo "$(FASTVAE_CUDA) $(TORCH_CUDA_ARCH_LIST)" > $@

@@ -5,7 +5,7 @@ FASTVAE_REQUIRE_EXT=1 makes it an error that nothing can be compiled (unset: ins
 TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean to PyTorch.
 """
 
-import os, platform, re, shutil, sys, sysconfig
+import os, platform, re, runpy, sys, sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import getoutput, getstatusoutput
@@ -43,13 +43,14 @@ class BuildExt(cpp_extension.BuildExtension):
 
 
 def find_nvcc() -> str | None:
-    wish, home = os.environ.get("FASTVAE_CUDA") or "unset", os.environ.get("CUDA_HOME", os.devnull)
-    wheels = [str(folder) for entry in sys.path for folder in Path(entry).glob("nvidia/*/bin")]
-    places = [f"{home}/bin", os.environ["PATH"], "/usr/local/cuda/bin", *wheels]
-    nvcc = None if wish == "0" else shutil.which("nvcc", path=os.pathsep.join(places))
+    wish = os.environ.get("FASTVAE_CUDA") or "unset"
+    toolkit = runpy.run_path("fastvae/cuda_toolkit.py")
+    nvcc = None if wish == "0" else toolkit["find_nvcc"]()
     if wish not in ("unset", "0", "1") or (wish == "1" and not nvcc):
         sys.exit(f"FASTVAE_CUDA={wish}: want 0, or 1 with nvcc in CUDA_HOME, PATH or a pip package")
     print("fastvae: building for CPU", f"and CUDA with {nvcc}" if nvcc else "only, without nvcc")
+    if not nvcc and wish == "unset" and toolkit["has_driver"]():
+        print("fastvae: for the GPU, before building again:", toolkit["INSTALL"], flush=True)
     return nvcc
 
 
@@ -101,5 +102,5 @@ if failed:
     if os.environ.get("FASTVAE_REQUIRE_EXT") == "1":
         sys.exit(f"fastvae: {problem}")
     reason.write_text(problem)
-    print("!" * 80 + f"\nfastvae: NO KERNELS, only the slow reference path: {problem}\n" + "!" * 80)
+    print("!" * 80 + f"\nfastvae: NO KERNELS, only plain PyTorch: {problem}\n" + "!" * 80)
 setup(ext_modules=[] if failed else extensions(), cmdclass={"build_ext": BuildExt})
