@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +30,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     info = backend.info()
     return f"fastvae: {info['backend']} on {config.getoption('device')}, {info['reason']}"
+
+
+class SlowTests:
+    """Names a test that takes long, every few seconds, so that nobody waits in front of nothing."""
+
+    EVERY = 8.0
+
+    def __init__(self) -> None:
+        self.output = os.dup(1)  # which pytest sends elsewhere while a test runs
+        self.running, self.begin = "", 0.0
+        self.ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.running, self.begin = nodeid.rpartition("/")[2], time.monotonic()
+
+    def pytest_unconfigure(self) -> None:
+        self.ended.set()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(self.EVERY):
+            seconds = time.monotonic() - self.begin
+            if self.running and seconds >= self.EVERY / 2:
+                os.write(self.output, f"\n{self.running}: {seconds:.0f} s ".encode())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(SlowTests())
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ shown at once.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -51,7 +52,12 @@ def main(title: str, *command: str) -> int:
 
     print(f"{title} ...", flush=True)
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     threading.Thread(target=watch, daemon=True).start()
     try:

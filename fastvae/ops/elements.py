@@ -26,7 +26,6 @@ __all__ = [
     "precision",
     "sigma",
     "squared_difference",
-    "standard_kl",
     "standardize",
     "weighted_total",
 ]
@@ -44,10 +43,11 @@ def computed_in(t: Tensor) -> Tensor:
 
 def common_shape(tensors: Sequence[Tensor | None]) -> torch.Size:
     """What all that are given broadcast to."""
-    shape, *others = [t.shape for t in tensors if t is not None]
-    if all(other == shape for other in others):
-        return shape
-    return torch.broadcast_shapes(shape, *others)
+    shapes = [t.shape for t in tensors if t is not None]
+    for shape in shapes:
+        if shape != shapes[0]:
+            return torch.broadcast_shapes(*shapes)
+    return shapes[0]
 
 
 # ---- The second argument of a Gaussian -----------------------------------------------------------
@@ -127,36 +127,3 @@ def squared_difference(a: Tensor, b: Tensor) -> Tensor:
     if a.shape != b.shape:
         a, b = torch.broadcast_tensors(a, b)
     return F.mse_loss(a, b, reduction="none")
-
-
-class _StandardKL(torch.autograd.Function):
-    """Autograd would find the derivative of e^t - 1 - t by subtraction, and in twice the time."""
-
-    @staticmethod
-    def forward(ctx: Any, mu: Tensor, logvar: Tensor, dims: int) -> Tensor:
-        growth = torch.expm1(logvar)
-        ctx.save_for_backward(mu, logvar, growth)
-        # Twice e^t - 1 - t. The series' next term, below the limit, and the rounding of e^t - 1,
-        # above it, are less than 1e-5 of the value in float32.
-        square = logvar * logvar
-        near = torch.addcmul(square, square, logvar, value=1 / 3)
-        far = torch.sub(growth, logvar).mul_(2)
-        limit = (12 * torch.finfo(logvar.dtype).eps) ** (2 / 3)
-        elements = torch.where(square < limit, near, far).addcmul_(mu, mu, value=2)
-        return (elements.sum(tuple(range(-dims, 0))) if dims else elements).mul_(0.25)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        mu, logvar, growth = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            growth = torch.expm1(logvar)
-        grad = grad.reshape(grad.shape + (1,) * (mu.dim() - grad.dim()))
-        return grad * mu, 0.5 * grad * growth, None
-
-
-def standard_kl(mu: Tensor, logvar: Tensor, dims: int) -> Tensor:
-    """1/2 (mu^2 + e^logvar - 1 - logvar), summed over the last `dims` dimensions: never negative,
-    and exact to five digits near 0."""
-    if mu.shape != logvar.shape:
-        mu, logvar = torch.broadcast_tensors(mu, logvar)
-    return _StandardKL.apply(mu, logvar, dims)

@@ -36,6 +36,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import eager
 from .arguments import (
     TensorLike,
     check_bound,
@@ -56,7 +57,6 @@ from .elements import (
     precision,
     sigma,
     squared_difference,
-    standard_kl,
     standardize,
     weighted_total,
 )
@@ -81,7 +81,13 @@ def _sample(mu: Tensor, logvar: Tensor, *, eps: Tensor, param: str) -> Tensor:
     return mu + sigma(logvar, param) * eps
 
 
-@declare(_sample)
+def _sample_eager(mu: Tensor, logvar: Tensor, *, eps: Tensor, param: str) -> Tensor:
+    if param == "logvar" and mu.shape == logvar.shape == eps.shape:
+        return eager.sample(mu, logvar, eps)
+    return _sample(mu, logvar, eps=eps, param=param)
+
+
+@declare(_sample, eager=_sample_eager)
 def rsample(
     mu: TensorLike,
     logvar: TensorLike,
@@ -156,10 +162,10 @@ def _kl_eager(
 ) -> Tensor:
     lv = log_variance(logvar, param)
     if prior_mu is None or prior_logvar is None:
-        return standard_kl(mu, lv, len(event))
+        return eager.standard_kl(mu, lv, len(event))
     # To N(0, I) of the latents in units of p's scale.
     w = (mu - prior_mu) * precision(log_sigma(prior_logvar, param))
-    return standard_kl(w, lv - log_variance(prior_logvar, param), len(event))
+    return eager.standard_kl(w, lv - log_variance(prior_logvar, param), len(event))
 
 
 @declare(_kl, eager=_kl_eager)
@@ -225,7 +231,9 @@ def _sample_and_kl_eager(
     param: str,
     event: torch.Size,
 ) -> tuple[Tensor, Tensor]:
-    z = _sample(mu, logvar, eps=eps, param=param)
+    if param == "logvar" and prior_mu is None and mu.shape == logvar.shape == eps.shape:
+        return eager.sample_and_kl(mu, logvar, eps, len(event))
+    z = _sample_eager(mu, logvar, eps=eps, param=param)
     return z, _kl_eager(mu, logvar, prior_mu, prior_logvar, param=param, event=event)
 
 

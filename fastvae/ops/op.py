@@ -146,10 +146,10 @@ class Op(Generic[R]):
     def eager(self, operands: Sequence[Tensor | None], settings: dict[str, Any]) -> R:
         """The same by the formula that is as fast as eager code goes, for ordinary tensors, and
         with PyTorch's own noise unless a seed is given."""
-        ordinary = not (is_compiling() or transformed()) and all(
-            t is None or type(t) in (Tensor, torch.nn.Parameter) for t in operands
-        )
-        formula = self._eager if ordinary else self._definition
+        formula = self._definition if is_compiling() or transformed() else self._eager
+        for t in operands:
+            if type(t) is not Tensor and not (t is None or type(t) is torch.nn.Parameter):
+                formula = self._definition
         return self._evaluate(formula, noise.normals_of, operands, settings)
 
     @functools.cached_property
