@@ -195,7 +195,7 @@ def test_an_error_in_the_definition_arrives(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("here")
 
-    monkeypatch.setattr(DECLARED["kl_divergence"], "_formula", broken)
+    monkeypatch.setattr(DECLARED["kl_divergence"]._definition, "function", broken)
     with pytest.raises(ZeroDivisionError, match="here"):
         torch.autograd.grad(kl, mu, create_graph=True)
 

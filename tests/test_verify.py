@@ -160,8 +160,8 @@ def test_broken_formulas_are_noticed(
     wrong = broken(right)
     monkeypatch.setattr(target, wrong)
     for op in OPS.values():
-        if op._formula is right:
-            monkeypatch.setattr(op, "_formula", wrong)
+        if op._definition.function is right:
+            monkeypatch.setattr(op._definition, "function", wrong)
     assert main(["verify", "--backend", "reference"]) == 1
     assert "identities FAIL" in capsys.readouterr().out
 
