@@ -97,8 +97,11 @@ class Op(Generic[R]):
             return None
         if (operator := getattr(torch.ops.fastvae, self.name, None)) is not None:
             schema = Schema(operator.default)
-            _, settings = self.request(*(torch.zeros(1) for _ in self._definition.operands))
-            if (schema.operands, schema.settings) == (self._definition.operands, [*settings]):
+            settings = schema.settings
+            if not self.whole:  # whose shapes are not any
+                _, given = self.request(*(torch.zeros(1) for _ in self._definition.operands))
+                settings = [*given]
+            if (schema.operands, schema.settings) == (self._definition.operands, settings):
                 return Kernels(self)
         backend.lacks(self.name)
         return None
@@ -172,13 +175,13 @@ class Op(Generic[R]):
             given = [t for t in operands if t is not None]
             operands = [half for t in given for half in t.chunk(2, settings["packed_dim"])]
             operands += [None] * (len(formula.operands) - len(operands))
+        tensors: list[Any] = [*operands]
         if self.whole:
             tensors = [None if t is None else computed_in(t) for t in operands]
             values = {name: settings[name] for name in formula.given}
             if "param" in values:
                 values["param"] = self._params[values["param"]]
             return formula.function(*tensors, **values)
-        tensors: list[Any] = [*operands]
         if half := is_half(first):
             tensors = [None if t is None else computed_in(t) for t in operands]
         like, bound = tensors[0], settings.get("bound")
