@@ -26,6 +26,8 @@ BOUNDED = {
     for kind in ("hard", "soft", "straight_through")
 }
 FORMS = (*PARAMS, *BOUNDED)  # ways to read a second argument, which tests take as `param`
+# How memory is walked depends on an element's size alone; tests/cuda_on_host has all four.
+LAYOUT_DTYPES = (torch.float32, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SEED = 20140423
 SHAPES = ((), (1,), (5,), (1, 1), (3, 1), (1, 9), (4, 20), (2, 3, 5), (2, 4, 3, 5))

@@ -109,6 +109,44 @@ def dtensor_with_one_seed() -> None:
     assert dtensor_check(one_seed=True) > 0
 
 
+def dtensor_log_sums_without_a_gather() -> None:
+    """Rows stay where they are; components and their gradients are of all ranks."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    generator = torch.Generator().manual_seed(2)
+    z, logits, x, levels, planes, mu, logvar, weights = (
+        torch.randn(shape, dtype=torch.float64, generator=generator)
+        for shape in ((6, 4), (6, 5), (6, 5), (6, 1, 7), (6, 9, 7), (3, 4), (3, 4), (3,))
+    )
+
+    def run(z, logits, x, levels, planes, mu, logvar, weights) -> list[Tensor]:
+        return [
+            fastvae.mixture_log_prob(z, mu, logvar, weights),
+            fastvae.pairwise_log_prob(z, mu, logvar),
+            fastvae.multinomial_log_prob(x, logits),
+            fastvae.colour_mixture_log_prob(levels, planes, components=3),
+        ]
+
+    rows, others = [z, logits, x, levels, planes], [mu, logvar, weights]
+    wanted = [t is not levels for t in (*rows, *others)]
+    leaves = [t.clone().requires_grad_(w) for t, w in zip((*rows, *others), wanted, strict=True)]
+    right = run(*leaves)
+    grads = torch.autograd.grad(
+        sum((y * y).sum() for y in right), [t for t in leaves if t.requires_grad]
+    )
+    placed = [distribute_tensor(t, mesh, [Shard(0)]) for t in rows]
+    placed += [distribute_tensor(t, mesh, [Replicate()]) for t in others]
+    placed = [t.requires_grad_(w) for t, w in zip(placed, wanted, strict=True)]
+    with CommDebugMode() as communication:
+        found = run(*placed)
+        found_grads = torch.autograd.grad(
+            sum((y * y).sum() for y in found), [t for t in placed if t.requires_grad]
+        )
+    for y, value in zip([*found, *found_grads], [*right, *grads], strict=True):
+        assert_close(y.full_tensor(), value)
+    assert [y.placements for y in found] == [(Shard(0),)] * 4
+    assert not any("gather" in str(op) for op in communication.get_comm_counts())
+
+
 def dtensor_seeds_are_those_of_one_process() -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     mu = torch.zeros(7, 4)  # not divisible by two
@@ -137,6 +175,7 @@ CHECKS = (
     fsdp2,
     dtensor_without_a_gather,
     dtensor_with_one_seed,
+    dtensor_log_sums_without_a_gather,
     dtensor_seeds_are_those_of_one_process,
     ranks_draw_apart,
 )

@@ -11,6 +11,7 @@ import torch
 from cases import (
     DTYPES,
     FORMS,
+    LAYOUT_DTYPES,
     LAYOUT_SHAPE,
     LAYOUTS,
     OPS,
@@ -102,7 +103,7 @@ def test_gradients_of_nothing(op: Op, shape: tuple[int, ...], device: torch.devi
 
 
 @each_op
-@each_dtype
+@pytest.mark.parametrize("dtype", LAYOUT_DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_gradients_of_layouts(
     op: Op, layout: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import (
     DTYPES,
+    LAYOUT_DTYPES,
     LAYOUT_SHAPE,
     LAYOUTS,
     OPS,
@@ -70,7 +71,7 @@ def test_empty(op: Op, shape: tuple[int, ...], device: torch.device) -> None:
 
 @each_op
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@each_dtype
+@pytest.mark.parametrize("dtype", LAYOUT_DTYPES, ids=str)
 def test_layouts(
     op: Op, layout: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device
 ) -> None:
