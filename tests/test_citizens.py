@@ -196,11 +196,15 @@ def test_losses_ask_subclasses_and_modes_first(name: str) -> None:
     x, *others = (torch.rand(shape).requires_grad_() for shape in shapes)
     if name.startswith("categorical"):
         x, others = torch.zeros(3, dtype=torch.int64), [torch.randn(3, 5, requires_grad=True)]
-    right = loss(x, *others)
+    options = {}
+    if name.startswith("colour"):
+        x, others = torch.zeros(2, 1, 5), [torch.randn(2, 6, 5, requires_grad=True)]
+        options = {"components": 2}
+    right = loss(x, *others, **options)
     with Seen() as mode:
-        assert torch.equal(loss(x, *others), right)
+        assert torch.equal(loss(x, *others, **options), right)
     assert mode.first is loss
-    found = loss(x, *map(Wrapped.wrap, others))
+    found = loss(x, *map(Wrapped.wrap, others), **options)
     assert isinstance(found, Wrapped)
     found.raw.backward()
     assert all(t.grad is not None for t in others)
