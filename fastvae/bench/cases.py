@@ -79,7 +79,7 @@ class Op:
     samples: tuple[int, ...] = ()
     """Dimensions in front of the outputs."""
     components: int = 0
-    """Of a mixture: the rows of its mu and logvar."""
+    """Of a mixture: the rows of its mu and logvar, or what each pixel's colours are made of."""
 
     @property
     def function(self) -> str:
@@ -101,7 +101,9 @@ class Op:
             return ()
         if operand in self.outputs:
             return (*self.samples, *(size if operand == "z" else size[:1]))
-        if self.components and operand != "z":
+        if operand == "parameters":
+            return (size[0], 10 * self.components, *size[2:])
+        if self.compares and self.components and operand != "z":
             return (self.components, *(() if operand == "log_weights" else size[1:]))
         is_scale = operand in ("logvar", "log_scale", "theta") and "mean" in self.inputs
         return self.scale_size(size) if is_scale else size
@@ -200,6 +202,8 @@ _LIKELIHOODS = (
 )
 
 
+_COLOURS, _ = _likelihood("colour_mixture_log_prob", ("parameters",), ("16x3x32x32",), data="grey")
+
 OPS = {
     op.name: op
     for op in (
@@ -227,6 +231,12 @@ OPS = {
             shapes=("256x32", "1024x32"),
         ),
         _likelihood("multinomial_log_prob", ("logits",), ("512x50000",), data="binary")[0],
+        replace(
+            _likelihood("colour_mixture_log_prob", ("parameters",), ("16x3x32x32",), data="grey")[
+                0
+            ],
+            components=10,
+        ),
         *(log_prob for log_prob, _ in _LIKELIHOODS),
         *(loss for _, loss in _LIKELIHOODS),
     )
@@ -289,6 +299,7 @@ for _name, _text in (
     ("128x40", "VampPrior's latent"),
     ("256x64", "against a large mixture"),
     ("512x50000", "a catalogue"),
+    ("16x3x32x32", "images in colour"),
     ("256x32", "total correlation of a batch"),
     ("1024x32", "of a large batch"),
     ("64x16384", "large"),
@@ -353,6 +364,8 @@ class Case:
 
 def fits(op: Op, shape: Shape) -> bool:
     """Whether a shape can be an op's: only a posterior comes in halves or in levels."""
+    if op.function.startswith("colour") and any(size[1] != 3 for size in shape.sizes):
+        return False  # whose pixels have three colours
     if op.function.startswith("multinomial") and any(len(size) > 2 for size in shape.sizes):
         return False  # whose rows have one dimension
     return ("mu" in op.inputs and not op.compares) or (not shape.halves and len(shape.sizes) == 1)
@@ -380,6 +393,7 @@ TARGETS: dict[tuple[str, str], dict[str, float]] = {
     ("mixture_log_prob:1000", "256x64"): {"eager": 80, "compile": 10, "idiom": 1},
     ("aggregate_log_prob", "1024x32"): {"eager": 30, "compile": 8},
     ("multinomial_log_prob", "512x50000"): {"idiom": 2},
+    ("colour_mixture_log_prob", "16x3x32x32"): {"eager": 10},
     ("zero_inflated_negative_binomial_log_prob", "128x2000"): {"eager": 10, "compile": 6},
     ("zero_inflated_negative_binomial_log_prob", "128x10000"): {"eager": 10, "compile": 6},
 }

@@ -106,7 +106,9 @@ def _definition(case: Case, tensors: list[Tensor], outputs: Sequence[Tensor]) ->
     function = case.op.function
     if function.endswith(("_log_prob", "_nll_loss")):
         scale = (2 * math.log(SIGMA),) if case.op.name.endswith(":sigma") else ()
-        found = getattr(reference, function)(*tensors, *scale)
+        colours = {"components": case.op.components, "low": 0.0}
+        options = colours if function.startswith("colour") else {}
+        found = getattr(reference, function)(*tensors, *scale, **options)
         return [*found] if isinstance(found, tuple) else [found]
     right = []
     if function.startswith("rsample"):

@@ -95,11 +95,14 @@ class Formulas(Library):
         return _rows(-abs(x - mean) / self.lib.exp(log_scale) - log_scale - math.log(2))
 
     def discretized_logistic_log_prob(self, x: Any, mean: Any, log_scale: Any) -> Any:
+        return _rows(self._discretized_logistic(x, mean, log_scale))
+
+    def _discretized_logistic(self, x: Any, mean: Any, log_scale: Any) -> Any:
         half, precision, where = 1 / 510, self.lib.exp(-log_scale), self.lib.where
         first = -self._softplus((mean - x - half) * precision)
         last = -self._softplus((x - mean - half) * precision)
         inside = first + last + self.lib.log(-self.lib.expm1(-2 * half * precision))
-        return _rows(where(x < half, first, where(x > 1 - half, last, inside)))
+        return where(x < half, first, where(x > 1 - half, last, inside))
 
     def mixture_log_prob(self, z: Any, mu: Any, logvar: Any, log_weights: Any) -> Any:
         return self._logsumexp(self._pairs(z, mu, logvar).sum(-1) + log_weights)
@@ -112,17 +115,41 @@ class Formulas(Library):
     def multinomial_log_prob(self, x: Any, logits: Any) -> Any:
         return (x * (logits - self._logsumexp(logits)[:, None])).sum(-1)
 
+    def colour_mixture_log_prob(self, x: Any, parameters: Any) -> Any:
+        """PixelCNN++'s, channels last, but for its subtraction of sigmoids, which loses digits."""
+        lib, k = self.lib, parameters.shape[1] // 10
+        x, p = lib.moveaxis(x, 1, -1)[..., None], lib.moveaxis(parameters, 1, -1)
+        logits, p = p[..., :k], p[..., k:].reshape(*p.shape[:-1], 3, 3 * k)
+        mean, a = p[..., :k], lib.tanh(p[..., 2 * k :])
+        log_scale = self._at_least(p[..., k : 2 * k], -7.0)
+        red, green = x[..., :1, :], x[..., 1:2, :]
+        second = mean[..., 1:2, :] + a[..., :1, :] * red
+        third = mean[..., 2:, :] + a[..., 1:2, :] * red + a[..., 2:, :] * green
+        mean = self._joined([mean[..., :1, :], second, third], -2)
+        log_mass = self._discretized_logistic(x, mean, log_scale)
+        joint = log_mass.sum(-2) + self._log_softmax(logits)
+        return _rows(self._logsumexp(joint, -1))
+
+    def _joined(self, parts: Any, dim: int) -> Any:
+        return torch.cat(parts, dim) if self.lib is torch else self.lib.concatenate(parts, dim)
+
+    def _at_least(self, t: Any, low: float) -> Any:
+        return torch.clamp(t, min=low) if self.lib is torch else self.lib.maximum(t, low)
+
+    def _log_softmax(self, t: Any) -> Any:
+        return t - self._logsumexp(t, -1)[..., None]
+
     def _pairs(self, z: Any, mu: Any, logvar: Any) -> Any:
         z, mu, logvar = (t.reshape(len(t), -1) for t in (z, mu, logvar))
         squares = (z[:, None] - mu) ** 2 / self.lib.exp(logvar)
         return -0.5 * (math.log(2 * math.pi) + logvar + squares)
 
-    def _logsumexp(self, t: Any) -> Any:
+    def _logsumexp(self, t: Any, dim: int = 1) -> Any:
         if self.lib is torch:
-            return torch.logsumexp(t, 1)
+            return torch.logsumexp(t, dim)
         from jax.scipy.special import logsumexp
 
-        return logsumexp(t, 1)
+        return logsumexp(t, dim)
 
     # Counts as scvi-tools 1.4 writes them, term by term.
 

@@ -151,7 +151,9 @@ def unavailable(peer: str, case: Case) -> str:
         return "torch.distributions has none"
     if peer == "distributions" and case.op.function.startswith(("zero_inflated", "aggregate")):
         return "torch.distributions has none"
-    if peer == "distributions" and case.op.function.startswith(("mixture", "multinomial")):
+    if peer == "distributions" and case.op.function.startswith(
+        ("mixture", "multinomial", "colour")
+    ):
         return "that of torch.distributions is another"
     if peer == "distributions" and case.op.function.startswith("continuous_bernoulli"):
         return "that of torch.distributions is off by more than the check allows"
@@ -287,6 +289,8 @@ def _fused(case: Case) -> Function:
     function = getattr(fastvae, case.op.function)
     if case.op.name.endswith(":sigma"):
         return lambda x, mean: function(x, mean, SIGMA, param="std")
+    if case.op.function.startswith("colour"):
+        return partial(function, components=case.op.components, low=0.0)
     samples = {"sample_shape": case.op.samples} if case.op.samples else {}
     if not case.shape.halves:
         return partial(function, **samples) if samples else function
