@@ -34,8 +34,11 @@ __all__ = ["DIPVAE", "BetaTC", "InfoVAE", "mmd"]
 class _Aggregate:
     """An objective that pays a penalty of a batch's posteriors and samples."""
 
-    def penalty(self, model: VAE, q: Posterior, z: Tensor, kl: Tensor, condition: Any) -> Tensor:
-        """0-d, in nats; `kl` is the rate of each example."""
+    def penalty(
+        self, model: VAE, q: Posterior, z: Tensor, kl: Tensor, condition: Any, **noise: Any
+    ) -> Tensor:
+        """0-d, in nats; `kl` is the rate of each example, `noise` the seed or generator of what
+        else is drawn."""
         raise NotImplementedError
 
     def __call__(
@@ -51,7 +54,9 @@ class _Aggregate:
         z, kl = model.prior.rsample_kl(q, condition, seed=seed, generator=generator)
         decoded = model.decode(z, condition)
         log_likelihood = model.log_prob(x, decoded, condition)
-        loss = self.penalty(model, q, z, kl, condition) - log_likelihood.mean()
+        # Another stream from the same seed: under its bitwise complement.
+        noise = {"seed": None if seed is None else ~seed, "generator": generator}
+        loss = self.penalty(model, q, z, kl, condition, **noise) - log_likelihood.mean()
         return VAEOutput(loss, log_likelihood - kl, log_likelihood, kl, z, decoded)
 
 
@@ -91,7 +96,9 @@ class BetaTC(_Aggregate):
         if self.estimator not in ("mss", "mws"):
             raise ValueError(f"estimator is {self.estimator!r}; want 'mss' or 'mws'")
 
-    def penalty(self, model: VAE, q: Posterior, z: Tensor, kl: Tensor, condition: Any) -> Tensor:
+    def penalty(
+        self, model: VAE, q: Posterior, z: Tensor, kl: Tensor, condition: Any, **noise: Any
+    ) -> Tensor:
         information, correlation, marginal_kl = self.terms(model, q, z, condition)
         return self.alpha * information + self.beta * correlation + self.gamma * marginal_kl
 
@@ -148,8 +155,10 @@ class InfoVAE(_Aggregate):
             raise ValueError(f"lambda_ is {self.lambda_}; want at least 1 - alpha")
         _check_kernel(self.kernel, self.scale)
 
-    def penalty(self, model: VAE, q: Posterior, z: Tensor, kl: Tensor, condition: Any) -> Tensor:
-        drawn = model.prior.sample(torch.zeros_like(z), condition)
+    def penalty(
+        self, model: VAE, q: Posterior, z: Tensor, kl: Tensor, condition: Any, **noise: Any
+    ) -> Tensor:
+        drawn = model.prior.sample(torch.zeros_like(z), condition, **noise)
         discrepancy = mmd(z.flatten(1), drawn.flatten(1), kernel=self.kernel, scale=self.scale)
         return (1 - self.alpha) * kl.mean() + (self.alpha + self.lambda_ - 1) * discrepancy
 
@@ -182,7 +191,9 @@ class DIPVAE(_Aggregate):
         if self.kind not in (1, 2):
             raise ValueError(f"kind is {self.kind}; want 1 or 2")
 
-    def penalty(self, model: VAE, q: Posterior, z: Tensor, kl: Tensor, condition: Any) -> Tensor:
+    def penalty(
+        self, model: VAE, q: Posterior, z: Tensor, kl: Tensor, condition: Any, **noise: Any
+    ) -> Tensor:
         if not isinstance(q, DiagonalGaussian):
             raise TypeError(
                 f"DIPVAE: the posterior is a {type(q).__name__}; want a diagonal Gaussian"
