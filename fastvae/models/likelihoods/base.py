@@ -101,7 +101,8 @@ class Likelihood(nn.Module):
     ) -> Tensor:
         """x ~ p(x | z), [B, C, ...], without gradients; noise as in `fastvae.rsample`."""
         parts = self._parts(decoded, decoded.dim())
-        zeros = torch.zeros_like(parts[0], dtype=torch.float64)
+        of_each = decoded.chunk(self.outputs, 1)[0] if self.outputs > 1 else decoded
+        zeros = torch.zeros_like(of_each, dtype=torch.float64)
         eps = ops.rsample(zeros, 0.0, sample_shape=(self.draws,), seed=seed, generator=generator)
         sample = self._sample(eps, *(part.double() for part in parts), **context)
         return sample.to(decoded.dtype)
