@@ -34,10 +34,15 @@ struct Pairs {
   const void* grad = nullptr;  // upstream, by the values
   void *grad_z = nullptr, *grad_mu = nullptr, *grad_s = nullptr, *grad_log_weights = nullptr;
 
-  // What the loops keep: components, packed (the CPU's); a mixture's constants; logarithms of each
-  // row's sum over components, of all dimensions or, for marginals, of each.
+  // What the loops keep: components, packed; a mixture's constants; logarithms of each row's sum
+  // over components, of all dimensions or, for marginals, of each.
   void* packed = nullptr;
   double *constants = nullptr, *log_sums = nullptr;
+  // Backward on the CPU goes over some rows at a time: what these give to each component, and the
+  // components' sums so far.
+  int64_t first_row = 0, last_row = 0;
+  void* weights = nullptr;
+  double* totals = nullptr;
 };
 
 }  // namespace fastvae

@@ -125,37 +125,44 @@ void run_on_cpu(int step, DType dtype, const Plan& plan) {
 
 void run_pairs_on_cpu(PairValue value, DType dtype, Pairs pairs, const Scratch& scratch) {
   if (!capability().kernels) throw std::runtime_error("fastvae has no kernels for this processor");
+  // Rows whose weights are kept at once, backward: enough for many threads.
+  constexpr int64_t kPhase = 256;
   const bool wide = dtype == DType::float64, marginals = value == PairValue::marginals;
+  const int64_t bytes = wide ? sizeof(double) : sizeof(float);
   const PairKernels& kernels = capability().log_sums->pairs[int(value)][wide];
   const auto numbers = [&](int64_t n) {
     return static_cast<double*>(scratch(n * int64_t(sizeof(double))));
   };
-  pairs.packed =
-      scratch(kernels.packed_size(pairs) * int64_t(wide ? sizeof(double) : sizeof(float)));
-  pairs.constants = numbers(marginals ? pairs.size : kernels.pack.units(pairs) * kPanel);
-  pairs.log_sums =
-      numbers(marginals ? pairs.size * std::max(pairs.rows, pairs.components) : pairs.rows);
-  const int64_t work = pairs.rows * pairs.components * std::max<int64_t>(1, pairs.size);
   const auto all = [&](const PairKernels::Part& part) {
+    const int64_t rows = std::max<int64_t>(1, pairs.last_row - pairs.first_row);
+    const int64_t work = rows * pairs.components * std::max<int64_t>(1, pairs.size);
     const int64_t units = part.units(pairs), of_each = work / std::max<int64_t>(1, units);
     parallel_for(units, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, of_each)),
                  [&](int64_t begin, int64_t end) { part.run(pairs, begin, end); });
   };
+  pairs.last_row = pairs.rows;
+  pairs.packed = scratch(kernels.packed_size(pairs) * bytes);
+  const int64_t width = (pairs.components + kPanel - 1) / kPanel * kPanel;
+  pairs.constants = numbers(marginals ? pairs.size : width);
+  if (marginals) pairs.log_sums = numbers(pairs.size * std::max(pairs.rows, pairs.components));
   all(kernels.pack);
-  if (!pairs.grad) {
-    all(kernels.rows);
-    if (marginals)
-      add_on_cpu(DType::float64, pairs.log_sums, 1, pairs.size, pairs.rows, dtype, pairs.value,
-                 pairs.rows);
+  if (marginals) {  // a dimension is one unit
+    all(pairs.grad ? kernels.components : kernels.rows);
+    const int64_t n = pairs.grad ? pairs.components : pairs.rows;
+    void* const sums = pairs.grad ? pairs.grad_log_weights : pairs.value;
+    if (sums) add_on_cpu(DType::float64, pairs.log_sums, 1, pairs.size, n, dtype, sums, n);
     return;
   }
-  // Where a dimension is one unit, that has all gradients. A mixture's rows have what the weights
-  // of its components are divided by.
-  if (!marginals && (pairs.grad_z || value == PairValue::mixture)) all(kernels.rows);
-  if (marginals || pairs.grad_mu || pairs.grad_s || pairs.grad_log_weights) all(kernels.components);
-  if (marginals && pairs.grad_log_weights)
-    add_on_cpu(DType::float64, pairs.log_sums, 1, pairs.size, pairs.components, dtype,
-               pairs.grad_log_weights, pairs.components);
+  if (!pairs.grad) return all(kernels.rows);
+  const bool components = pairs.grad_mu || pairs.grad_s || pairs.grad_log_weights;
+  pairs.weights = scratch(std::min(kPhase, pairs.rows) * width * bytes);
+  if (components) pairs.totals = numbers(width / kPanel * kernels.totals(pairs));
+  for (int64_t row = 0; row < pairs.rows; row += kPhase) {
+    pairs.first_row = row;
+    pairs.last_row = std::min(row + kPhase, pairs.rows);
+    all(kernels.rows);
+    if (components) all(kernels.components);
+  }
 }
 
 void run_items_on_cpu(DType dtype, const Items& items) {

@@ -19,6 +19,7 @@ struct PairKernels {
     void (*run)(const Pairs& pairs, int64_t begin, int64_t end);
   };
   int64_t (*packed_size)(const Pairs& pairs);
+  int64_t (*totals)(const Pairs& pairs);  // of a panel, backward
   Part pack, rows, components;
 };
 

@@ -30,6 +30,7 @@ class MarginalLoop {
   static int64_t packed_size(const Pairs& pairs) {
     return pairs.size * panels_of(pairs) * kNumbers * kLanes;
   }
+  static int64_t totals(const Pairs&) { return 0; }
   static int64_t pack_units(const Pairs& pairs) { return pairs.size; }
   static int64_t row_units(const Pairs& pairs) { return pairs.size * blocks(pairs); }
   static int64_t component_units(const Pairs& pairs) { return pairs.size; }
@@ -228,6 +229,7 @@ class MarginalLoop {
 
 template <class Loop>
 constexpr PairKernels kPairKernels = {Loop::packed_size,
+                                      Loop::totals,
                                       {Loop::pack_units, Loop::pack},
                                       {Loop::row_units, Loop::rows},
                                       {Loop::component_units, Loop::components}};

@@ -4,8 +4,8 @@
 // The components are packed once, into panels of sixteen, so that a panel's dimension d is two
 // whole vectors, mu and 1 / sigma. `rows` streams over the panels for a few rows, keeps a number
 // for each component, and ends with a log-sum-exp or, backward, with the rows' gradients.
-// `components` streams over the rows for one panel. Both compute the densities anew, which takes
-// less time than to remember them would: three instructions for sixteen pairs and a dimension.
+// `components` streams over the rows for one panel. Backward, the rows' weights are handed from one
+// to the other for kPhase rows at a time.
 //
 // A density is summed in T for kBlock dimensions and in double beyond, since an error of its
 // logarithm is one of its weight, relative to that.
@@ -49,8 +49,12 @@ class PairLoop {
   static int64_t packed_size(const Pairs& pairs) {
     return panels_of(pairs) * pairs.size * 2 * kLanes;
   }
+  // Of a panel: of each dimension two numbers for sixteen components, and their weights.
+  static int64_t totals(const Pairs& pairs) { return (2 * pairs.size + 1) * kLanes; }
   static int64_t pack_units(const Pairs& pairs) { return panels_of(pairs); }
-  static int64_t row_units(const Pairs& pairs) { return (pairs.rows + kRows - 1) / kRows; }
+  static int64_t row_units(const Pairs& pairs) {
+    return (pairs.last_row - pairs.first_row + kRows - 1) / kRows;
+  }
   static int64_t component_units(const Pairs& pairs) { return panels_of(pairs); }
 
   // Panels [begin, end).
@@ -81,16 +85,17 @@ class PairLoop {
     }
   }
 
-  // Units [begin, end): their values, or the gradients of z and what their weights are divided by.
+  // Units [begin, end) of the present rows: their values, or what they give to each component and,
+  // from that, the gradients of z.
   static void rows(const Pairs& pairs, int64_t begin, int64_t end) {
     const PairLoop loop(pairs);
     const bool backward = pairs.grad;
     const int64_t panels = panels_of(pairs), width = panels * kLanes;
     const bool densities = !(kEach && backward);
     const auto logs = scratch<double>(densities ? kRows * width : 0);
-    const auto weights = scratch<T>(backward ? kRows * width : 0);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t first = unit * kRows, n = std::min<int64_t>(kRows, pairs.rows - first);
+      const int64_t first = pairs.first_row + unit * kRows;
+      const int64_t n = std::min<int64_t>(kRows, pairs.last_row - first);
       for (int64_t k = 0; densities && k < panels; ++k)
         for (int64_t r = 0; r < n; r += kTile) {
           Wide of_tile[kTile];
@@ -100,43 +105,45 @@ class PairLoop {
         }
       for (int64_t r = 0; r < n; ++r) {
         const double* of_row = logs.get() + r * width;
-        T* row_weights = backward ? weights.get() + r * width : nullptr;
+        T* weights = backward ? loop.weights(first + r) : nullptr;
         if constexpr (kEach)
-          loop.each(first + r, of_row, row_weights);
+          loop.each(first + r, of_row, weights);
         else
-          loop.log_sum(first + r, of_row, row_weights);
+          loop.log_sum(first + r, of_row, weights);
       }
-      if (backward && pairs.grad_z) loop.gradient_of_z(first, n, weights.get());
+      if (backward && pairs.grad_z) loop.gradient_of_z(first, n);
     }
   }
 
-  // Panels [begin, end): the gradients of their components.
+  // Panels [begin, end): what the present rows add to the components' sums, and after the last the
+  // gradients.
   static void components(const Pairs& pairs, int64_t begin, int64_t end) {
     const PairLoop loop(pairs);
-    const int64_t numbers = 2 * pairs.size * kLanes;
+    const int64_t numbers = totals(pairs);
     const auto chunk = scratch<T>(numbers);
-    const auto total = scratch<double>(numbers);
     for (int64_t k = begin; k < end; ++k) {
-      std::fill_n(total.get(), numbers, 0.0);
-      Wide weights(0);
-      for (int64_t b = 0; b < pairs.rows; b += kChunk) {
+      double* total = pairs.totals + k * numbers;
+      if (pairs.first_row == 0) std::fill_n(total, numbers, 0.0);
+      for (int64_t b = pairs.first_row; b < pairs.last_row; b += kChunk) {
         std::fill_n(chunk.get(), numbers, T(0));
-        V sum(0);
-        const int64_t last = std::min<int64_t>(b + kChunk, pairs.rows);
-        for (int64_t r = b; r < last; r += kTile)
-          loop.add_tile(k, r, int(std::min<int64_t>(kTile, last - r)), chunk.get(), sum);
+        const int64_t last = std::min<int64_t>(b + kChunk, pairs.last_row);
+        for (int64_t row = b; row < last; row += kTile)
+          loop.add_tile(k, row, int(std::min<int64_t>(kTile, last - row)), chunk.get());
         for (int64_t i = 0; i < numbers; i += kLanes)
-          store_same(total.get() + i, load_same(total.get() + i) +
-                                          load(chunk.get() + i, static_cast<Wide*>(nullptr)));
-        weights = weights + convert(sum, static_cast<Wide*>(nullptr));
+          store_same(total + i,
+                     load_same(total + i) + load(chunk.get() + i, static_cast<Wide*>(nullptr)));
       }
-      loop.write_gradients(k, total.get(), weights);
+      if (pairs.last_row == pairs.rows) loop.write_gradients(k, total);
     }
   }
 
  private:
   explicit PairLoop(const Pairs& pairs) : p_(pairs) {}
 
+  // What a present row gives to each component.
+  T* weights(int64_t row) const {
+    return static_cast<T*>(p_.weights) + (row - p_.first_row) * panels_of(p_) * kLanes;
+  }
   T* panel(int64_t k) const { return static_cast<T*>(p_.packed) + k * p_.size * 2 * kLanes; }
   // Components of a panel.
   int64_t lanes(int64_t k) const { return std::min<int64_t>(kLanes, p_.components - k * kLanes); }
@@ -212,7 +219,6 @@ class PairLoop {
       static_cast<T*>(p_.value)[row] = T(result);
       return;
     }
-    p_.log_sums[row] = total == 0 ? Constants<double>::infinity : result;  // then no share either
     const V factor(total == 0 ? 0 : static_cast<const T*>(p_.grad)[row] / total);
     for (int64_t k = 0; k < width; k += kLanes)
       store_same(weights + k, load_same(weights + k) * factor);
@@ -220,9 +226,9 @@ class PairLoop {
 
   // Of `n` rows, from the weights that each gives to every component; kBlock dimensions at a time,
   // whose sums stay in the first-level cache.
-  void gradient_of_z(int64_t first, int64_t n, const T* weights) const {
+  void gradient_of_z(int64_t first, int64_t n) const {
     alignas(64) T sums[kRows * kBlock * kLanes];
-    const int64_t panels = panels_of(p_), width = panels * kLanes;
+    const int64_t panels = panels_of(p_);
     for (int64_t d = 0; d < p_.size; d += kBlock) {
       const int m = int(std::min<int64_t>(kBlock, p_.size - d));
       std::fill_n(sums, kRows * m * kLanes, T(0));
@@ -234,7 +240,7 @@ class PairLoop {
           FASTVAE_UNROLL
           for (int i = 0; i < kTile; ++i) {
             of[i] = z(first + r + i) + d;
-            weight[i] = load_same(weights + (r + i) * width + k * kLanes);
+            weight[i] = r + i < n ? load_same(weights(first + r + i) + k * kLanes) : V(0);
           }
           T* sum = sums + r * m * kLanes;
           for (int j = 0; j < m; ++j, at += 2 * kLanes, sum += kTile * kLanes) {
@@ -254,53 +260,33 @@ class PairLoop {
     }
   }
 
-  // The weights that `n` rows give to a panel's components.
-  FASTVAE_INLINE void weights_of(int64_t k, int64_t row, int n, V (&to)[kTile]) const {
-    Wide logs[kTile];
-    if constexpr (!kEach) log_densities(k, row, logs);
-    FASTVAE_UNROLL
-    for (int i = 0; i < kTile; ++i) {
-      to[i] = V(0);
-      if (i >= n) continue;
-      const T* grad = static_cast<const T*>(p_.grad);
-      if constexpr (kEach) {
-        grad += (row + i) * p_.components + k * kLanes;
-        to[i] = lanes(k) == kLanes ? load_same(grad)
-                                   : load_some(grad, int(lanes(k)), static_cast<V*>(nullptr));
-      } else {
-        const Wide halvings = (Wide(p_.log_sums[row + i]) - logs[i]) * Wide(kLog2e);
-        // At least 0, but for rounding.
-        to[i] =
-            weight(at_least(V(0), convert(halvings, static_cast<V*>(nullptr)))) * V(grad[row + i]);
-      }
-    }
-  }
-
   // Adds to the sums of a panel what `n` rows contribute.
-  FASTVAE_INLINE void add_tile(int64_t k, int64_t row, int n, T* sums, V& all_weights) const {
-    V weights[kTile];
-    weights_of(k, row, n, weights);
+  FASTVAE_INLINE void add_tile(int64_t k, int64_t row, int n, T* sums) const {
     const T* at = panel(k);
     const T* of[kTile];
+    V weight[kTile];
+    T* all = sums + 2 * p_.size * kLanes;
+    V all_weights = load_same(all);
     FASTVAE_UNROLL
     for (int i = 0; i < kTile; ++i) {
       of[i] = z(row + i);
-      all_weights = all_weights + weights[i];
+      weight[i] = i < n ? load_same(weights(row + i) + k * kLanes) : V(0);
+      all_weights = all_weights + weight[i];
     }
+    store_same(all, all_weights);
     for (int64_t d = 0; d < p_.size; ++d, at += 2 * kLanes, sums += 2 * kLanes) {
       const V mu = load_same(at);
       ComponentSums<V> sum{load_same(sums), load_same(sums + kLanes)};
       FASTVAE_UNROLL
-      for (int i = 0; i < kTile; ++i) sum.add(weights[i], V(of[i][d]), mu);
+      for (int i = 0; i < kTile; ++i) sum.add(weight[i], V(of[i][d]), mu);
       store_same(sums, sum.first);
       store_same(sums + kLanes, sum.second);
     }
   }
 
-  void write_gradients(int64_t k, const double* sums, const Wide& all_weights) const {
+  void write_gradients(int64_t k, const double* sums) const {
     const Scale scale = scale_of(p_);
-    double weights[kLanes];
-    store_same(weights, all_weights);
+    const double* weights = sums + 2 * p_.size * kLanes;
     const T* at = panel(k);
     for (int64_t l = 0; l < lanes(k) && p_.grad_log_weights; ++l)
       static_cast<T*>(p_.grad_log_weights)[k * kLanes + l] = T(weights[l]);

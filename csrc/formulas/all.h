@@ -31,8 +31,8 @@ using Ops =
          Op<PoissonLogProb>, Op<NegativeBinomialLogProb>, Op<ZeroInflatedNegativeBinomialLogProb>>;
 
 // Those that end in the logarithm of a sum, with loops of their own.
-using LogSumOps =
-    List<Op<PairwiseLogProb>, Op<MixtureLogProb>, Op<ChosenLogProb>, Op<MultinomialLogProb>, Op<ColourMixtureLogProb>>;
+using LogSumOps = List<Op<PairwiseLogProb>, Op<MixtureLogProb>, Op<ChosenLogProb>,
+                       Op<MultinomialLogProb>, Op<ColourMixtureLogProb>>;
 
 // ---- Steps: what the kernel tables hold ---------------------------------------------------------
 
