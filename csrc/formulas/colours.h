@@ -34,7 +34,7 @@ FASTVAE_INLINE V tanh(V t) {
   return select(t < V(0), V(0) - y, y);
 }
 
-// The mass of x's bin, of width w between two levels, as in pixels.h, but by one logarithm and two
+// The mass of x's bin, of width w between two levels, as in pixels.h, but by one logarithm and three
 // exponentials: it is added to numbers of its size, so that an absolute error is all that counts.
 // With d >= 0 the distance of x from m (in the outermost bins, outwards),
 //
