@@ -34,9 +34,9 @@ FASTVAE_INLINE V tanh(V t) {
   return select(t < V(0), V(0) - y, y);
 }
 
-// The mass of x's bin, of width w between two levels, as in pixels.h, but by one logarithm and three
-// exponentials: it is added to numbers of its size, so that an absolute error is all that counts.
-// With d >= 0 the distance of x from m (in the outermost bins, outwards),
+// The mass of x's bin, of width w between two levels, as in pixels.h, but by one logarithm and
+// three exponentials: it is added to numbers of its size, so that an absolute error is all that
+// counts. With d >= 0 the distance of x from m (in the outermost bins, outwards),
 //
 //     lower = (d - w/2) / b,   t = w / b,   u = e^-|lower|,   v = e^-(lower + t)
 //     ln P = ln((1 - e^-t) / ((1 + u) (1 + v))) - max(0, lower)
