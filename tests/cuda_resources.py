@@ -13,30 +13,30 @@ issues one instruction a cycle for 32 elements, and integer and comparing instru
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-ARCH = "sm_90"
-BLOCK_THREADS = 256
+from cuda_binary import (
+    ARCH,
+    BLOCK_THREADS,
+    MANGLED_TYPES,
+    REGISTERS,
+    SIZES,
+    TYPES,
+    disassemble,
+    find_binary,
+)
+from cuda_log_sums import log_sum_kernels, log_sum_markdown
+
 # An H200: copy bandwidth as measured with PyTorch's own copy, and clocks under load.
 COPY_BYTES_PER_SECOND = 4.3e12
 SCHEDULERS = 132 * 4
 CLOCK = 1.755e9
-REGISTERS = 65536  # of a multiprocessor
-
-SIZES = {"float": 4, "double": 8, "__nv_bfloat16": 2, "__half": 2}
-TYPES = dict(zip(SIZES, ("float32", "float64", "bfloat16", "float16"), strict=True))
 SUMS = ("none", "rows", "columns")
 
 
@@ -67,36 +67,6 @@ HALF_RATE = re.compile(
 )
 ARITHMETIC = re.compile(r"(FFMA|FMUL|FADD|DFMA|DMUL|DADD)\b")
 WIDE_LOAD, WIDE_STORE = re.compile(r"LDG\.E\.128"), re.compile(r"STG\.E\.128")
-
-
-# ---- The binary ----------------------------------------------------------------------------------
-
-
-def find_tool(name: str) -> str | None:
-    """From PATH, the toolkit beside nvcc, or a pip package."""
-    places = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"]
-    places += [str(p) for entry in sys.path for p in Path(entry).glob("nvidia/*/bin")]
-    return shutil.which(name, path=os.pathsep.join(places))
-
-
-def disassemble(binary: Path) -> Iterator[tuple[str, str, str]]:
-    """Of each kernel its name, the line on what it needs, and the text of its section."""
-    cuobjdump, nvdisasm = find_tool("cuobjdump"), find_tool("nvdisasm")
-    if not cuobjdump or not nvdisasm:
-        raise FileNotFoundError(
-            "cuobjdump and nvdisasm are missing: pip install nvidia-cuda-cuobjdump "
-            "nvidia-cuda-nvdisasm"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        run = {"cwd": folder, "check": True, "capture_output": True, "text": True}
-        subprocess.run([cuobjdump, "-xelf", ARCH, str(binary.resolve())], **run)
-        for cubin in sorted(Path(folder).glob("*.cubin")):
-            needs = subprocess.run([cuobjdump, "-res-usage", cubin.name], **run).stdout
-            usage = dict(re.findall(r"Function (\S+):\n\s+(.*)", needs))
-            text = subprocess.run([nvdisasm, "-c", cubin.name], **run).stdout
-            for section in re.split(r"\n\s*\.section\s+\.text\.", text)[1:]:
-                name = section.split(",", 1)[0]
-                yield name, usage[name], section
 
 
 # ---- Kernels -------------------------------------------------------------------------------------
@@ -343,73 +313,6 @@ def kernels(binary: Path) -> list[Kernel]:
     )
 
 
-class LogSumKernel(NamedTuple):
-    """One of the loops that end in the logarithm of a sum (csrc/cuda/log_sums.cu)."""
-
-    name: str
-    dtype: str
-    registers: int
-    shared_bytes: int
-    local_bytes: int
-
-    @property
-    def warps(self) -> int:
-        """Of a multiprocessor, at once."""
-        a_block = BLOCK_THREADS // 32 * -(-self.registers * 32 // 256) * 256
-        return min(8, REGISTERS // a_block) * BLOCK_THREADS // 32
-
-
-LOG_SUMS = (
-    *("pack_sides", "pair_rows", "pair_components"),
-    *("pack_marginals", "marginal_rows", "marginal_components", "add_dimensions", "item_rows"),
-    *("colour_pixels", "add_chunks"),
-)
-MANGLED_LOG_SUM = re.compile(
-    rf"fastvae\d+(?P<name>{'|'.join(LOG_SUMS)})I(?P<type>f|d|13__nv_bfloat16|6__half)"
-    r"(?:Lb(?P<each>\d)E?)?(?:Li(?P<channels>\d)E?)?E"
-)
-MANGLED_TYPES = {
-    "f": "float",
-    "d": "double",
-    "13__nv_bfloat16": "__nv_bfloat16",
-    "6__half": "__half",
-}
-
-
-def log_sum_kernels(binary: Path) -> list[LogSumKernel]:
-    cuobjdump = find_tool("cuobjdump")
-    assert cuobjdump
-    usage = subprocess.run(
-        [cuobjdump, "-res-usage", "-arch", ARCH, str(binary.resolve())],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    found = []
-    for mangled, needs in re.findall(r"Function (\S+):\n\s+(.*)", usage):
-        if not (match := MANGLED_LOG_SUM.search(mangled)):
-            continue
-        of = {"1": ", each", "0": ", mixture", None: ""}[match["each"]]
-        of += f", {match['channels']} channels" if match["channels"] else ""
-        found.append(
-            LogSumKernel(
-                match["name"] + of,
-                TYPES[MANGLED_TYPES[match["type"]]],
-                int(re.search(r"REG:(\d+)", needs)[1]),
-                int(re.search(r"SHARED:(\d+)", needs)[1]),
-                sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", needs)),
-            )
-        )
-    return sorted(found)
-
-
-def find_binary() -> Path:
-    found = sorted((ROOT / "fastvae").glob("_C.*.so"))
-    if not found:
-        raise FileNotFoundError("there is no fastvae/_C: build it first")
-    return found[0]
-
-
 # ---- Report --------------------------------------------------------------------------------------
 
 
@@ -439,14 +342,6 @@ def markdown(found: list[Kernel]) -> str:
             f"| {k.blocks * BLOCK_THREADS // 32} | {k.slots_per_element:.0f} "
             f"| {k.bytes_per_element} | {k.predicted:.0%} | |"
         )
-    return "\n".join(lines)
-
-
-def log_sum_markdown(found: list[LogSumKernel]) -> str:
-    lines = ["| kernel | type | registers | warps | shared memory |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {k.name} | {k.dtype} | {k.registers} | {k.warps} | {k.shared_bytes} B |" for k in found
-    ]
     return "\n".join(lines)
 
 

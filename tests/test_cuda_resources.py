@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cuda_resources import (
-    LOG_SUMS,
-    SIZES,
-    STEPS,
-    Kernel,
-    find_binary,
-    find_tool,
-    kernels,
-    log_sum_kernels,
-    log_sum_markdown,
-    markdown,
-)
+from cuda_binary import SIZES, find_binary, find_tool
+from cuda_log_sums import LOG_SUMS, log_sum_kernels, log_sum_markdown
+from cuda_resources import STEPS, Kernel, kernels, markdown
 
 import fastvae
 

@@ -72,11 +72,10 @@ class ColourLoop {
   V log_sum(V Kept::* of) const {
     V most = kept_[0].*of;
     for (int k = 1; k < c_.components; ++k) most = at_least(most, kept_[k].*of);
-    const V shift = select(most == V(-Constants<T>::infinity), V(0), most);
+    const V shift = shift_of(most);
     V sum(0);
-    for (int k = 0; k < c_.components; ++k)
-      sum = sum + weight((shift - kept_[k].*of) * V(T(kLog2e)));
-    return shift + log(sum);
+    for (int k = 0; k < c_.components; ++k) sum = sum + share(kept_[k].*of, shift);
+    return log_of_sum(shift, sum);
   }
 
   // The logarithm of the pixels' masses; or backward, the gradients. Planes are `stride` apart.
@@ -104,12 +103,9 @@ class ColourLoop {
         __builtin_prefetch(p + 2 * kLanes, 1);
         store_same(p, g);
       };
-      const auto share = [&](V log, V total) {
-        return weight(at_least(V(0), (total - log) * V(T(kLog2e)))) * V(grad_);
-      };
       for (int k = 0; k < c_.components; ++k) {
-        const V w = share(kept_[k].log, of_all);
-        put(k, w - share(kept_[k].logit, of_logits));
+        const V w = share_of_all(kept_[k].log, of_all) * V(grad_);
+        put(k, w - share_of_all(kept_[k].logit, of_logits) * V(grad_));
         kept_[k].slopes.gradients(c_, x, k, w, put);
       }
     }

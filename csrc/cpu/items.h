@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "../formulas/pairs.h"
+#include "../formulas/items.h"
 #include "../items.h"
 #include "kernels.h"
 #include "memory.h"
@@ -35,7 +35,7 @@ class ItemLoop {
         if (x)
           value = A(value_of(logits, x, n, log_sum));
         else
-          value = A(double(number(logits + items.chosen[row])) - log_sum);
+          value = A(log_p(double(number(logits + items.chosen[row])), log_sum));
         continue;
       }
       const A grad = static_cast<const A*>(items.grad)[row];
@@ -45,8 +45,8 @@ class ItemLoop {
       gradient_of_logits(logits, x, n, log_sum, grad, x ? sum_of(x, n) : 1, to);
       if (x) continue;
       const int64_t chosen = items.chosen[row];
-      const A p = weight(A((log_sum - double(number(logits + chosen))) * kLog2e));
-      store_some(to + chosen, V(grad * (A(1) - p)), 1);
+      const A own = gradient_of_chosen(number(logits + chosen), log_sum, grad);
+      store_some(to + chosen, V(own), 1);
     }
   }
 
@@ -81,13 +81,13 @@ class ItemLoop {
         const V l = read(logits + i, m);
         most = at_least(most, m == kLanes ? l : others(l, m, V(-kInfinity)));
       });
-      const V shift = select(most == V(-kInfinity), V(0), most);
+      const V shift = shift_of(most);
       V part(0);
       for_vectors(begin, end, [&](int64_t i, int m) {
-        const V w = weight((shift - read(logits + i, m)) * V(A(kLog2e)));
+        const V w = share(read(logits + i, m), shift);
         part = part + (m == kLanes ? w : first_lanes(w, m));
       });
-      const V scale = weight((shift - before) * V(A(kLog2e)));
+      const V scale = share(before, shift);
       sum = sum * convert(scale, static_cast<Wide*>(nullptr)) +
             convert(part, static_cast<Wide*>(nullptr));
     }
@@ -98,8 +98,8 @@ class ItemLoop {
     const double largest = *std::max_element(of_lane, of_lane + kLanes);
     for (int k = 0; k < kLanes; ++k)
       if (of_lane[k] != -kInfinity || sums[k] != 0)
-        total += sums[k] * exp(double(of_lane[k]) - largest).exp;
-    return largest + log(total);
+        total += sums[k] * share(double(of_lane[k]), largest);
+    return log_of_sum(largest, total);
   }
 
   static double value_of(const S* logits, const S* x, int64_t n, double log_sum) {
@@ -107,24 +107,11 @@ class ItemLoop {
     for (int64_t begin = 0; begin < n; begin += kBlock) {
       V sum(0);
       for_vectors(begin, std::min(begin + kBlock, n), [&](int64_t i, int m) {
-        const V count = read(x + i, m);
-        sum = fma(count, log_p_of(count, read(logits + i, m), log_sum), sum);
+        sum = add_log_prob(sum, read(x + i, m), read(logits + i, m), log_sum);
       });
       total += sum_lanes(sum);
     }
     return total;
-  }
-
-  // 0 for an item that never was and has no probability.
-  static V log_p_of(V count, V l, double log_sum) {
-    const V log_p = relative(l, log_sum);
-    return select((count == V(0)) & (log_p == V(-kInfinity)), V(0), log_p);
-  }
-
-  // l - ln sum, of a sum that has more digits than l.
-  static V relative(V l, double log_sum) {
-    const A high = A(log_sum);
-    return (l - V(high)) - V(A(log_sum - double(high)));
   }
 
   static double sum_of(const S* x, int64_t n) {
@@ -144,14 +131,12 @@ class ItemLoop {
     });
   }
 
-  // grad (x - count p), or without x -grad p.
   static void gradient_of_logits(const S* logits, const S* x, int64_t n, double log_sum, A grad,
                                  double count, S* to) {
-    const V share(A(-double(grad) * count));
+    const V all(A(-double(grad) * count));
     for_vectors(0, n, [&](int64_t i, int m) {
-      const V halvings = relative(read(logits + i, m), log_sum) * V(A(-kLog2e));
-      const V p = weight(at_least(V(0), halvings));
-      write(to + i, x ? fma(p, share, read(x + i, m) * V(grad)) : p * share, m);
+      const V own = x ? read(x + i, m) * V(grad) : V(0);
+      write(to + i, gradient_of_logit(read(logits + i, m), log_sum, all, own), m);
     });
   }
 

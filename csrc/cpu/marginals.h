@@ -1,14 +1,14 @@
 // The CPU loop over pairs of a row and a component (../pairs.h) for the marginals of a mixture,
 // every dimension by itself: an exponential for each pair and dimension, which is all of the time.
 //
-// A weight w_k N(z; mu_k, sigma_k^2) is 2^-q with q = cost_k + t^2, and cost_k >= 0 of a component
-// is above that of the highest: no density is higher, so one pass over the components does without
-// looking for the largest weight. Where that leaves next to nothing, all components being far, the
-// row is done again, in double.
+// No weight is above 1 (../formulas/marginals.h), so one pass over the components does without
+// looking for the largest. Where that leaves next to nothing, all components being far, the row is
+// done again, in double.
 //
 // A thread has a dimension for itself, and sums up over rows and over components at once.
 #pragma once
 
+#include "../formulas/marginals.h"
 #include "kernels.h"
 #include "pairs.h"
 
@@ -21,10 +21,7 @@ class MarginalLoop {
   using Wide = Vec<double>;
   static constexpr int kTile = 4;     // rows that share the loads of a panel
   static constexpr int kRows = 64;    // of a unit, and so many are summed in T
-  static constexpr int kNumbers = 3;  // of a component, and sums by it: see Panel, Sums
-  static constexpr double kFar = 0x1p-13;
-  // t is (z - mu) / sigma times sqrt(log2(e) / 2).
-  static constexpr double kRoot = 0.84932180028801904272, kRest = 1 / (kRoot * kRoot);
+  static constexpr int kNumbers = 3;  // of a component in a panel, and as many sums
 
  public:
   static int64_t packed_size(const Pairs& pairs) {
@@ -48,13 +45,12 @@ class MarginalLoop {
         const T s = k < n ? static_cast<const T*>(pairs.s)[k * pairs.size + d] : T(0);
         T* to = loop.panel(k / kLanes) + k % kLanes;
         to[0] = k < n ? static_cast<const T*>(pairs.mu)[k * pairs.size + d] : T(0);
-        to[kLanes] = precision_root(scale, s) * T(kRoot);
-        log2[k] = k < n ? kLog2e * (log_constant(scale, double(s)) + pairs.log_other +
-                                    (weights ? weights[k] : 0))
-                        : -Constants<double>::infinity;
+        to[kLanes] = marginal_root(scale, s);
+        const double weight = pairs.log_other + (weights && k < n ? double(weights[k]) : 0);
+        log2[k] = k < n ? highest_log2(scale, s, weight) : -Constants<double>::infinity;
         highest = log2[k] > highest ? log2[k] : highest;
       }
-      if (highest == -Constants<double>::infinity) highest = 0;
+      highest = shift_of(highest);
       pairs.constants[d] = highest;
       for (int64_t k = 0; k < width; ++k)
         loop.panel(k / kLanes)[2 * kLanes + k % kLanes] = T(highest - log2[k]);
@@ -73,7 +69,8 @@ class MarginalLoop {
         loop.template weigh<false>(row, nullptr, sums);
         for (int64_t i = 0; i < std::min<int64_t>(kTile, last - row); ++i)
           pairs.log_sums[loop.d_ * pairs.rows + row + i] =
-              sums[i] >= T(kFar) ? loop.log_sum(sums[i]) : loop.weigh_far(row + i, nullptr).log_sum;
+              sums[i] >= T(kFarSum) ? loop.log_sum(sums[i])
+                                    : loop.weigh_far(row + i, nullptr).log_sum;
       }
     }
   }
@@ -114,7 +111,7 @@ class MarginalLoop {
   T z(int64_t row) const {
     return static_cast<const T*>(p_.z)[std::min(row, p_.rows - 1) * p_.size + d_];
   }
-  double log_sum(double sum) const { return p_.constants[d_] / kLog2e + log(sum); }
+  double log_sum(double sum) const { return log_of_marginal(p_.constants[d_], sum); }
   bool has_own() const { return p_.log_own != p_.log_other; }
   V own(int64_t row, int64_t k) const {
     const int64_t lane = row - k * kLanes;
@@ -135,7 +132,7 @@ class MarginalLoop {
       const bool owns = has_own() && row / kLanes == k;  // a tile never spans two panels
       FASTVAE_UNROLL
       for (int i = 0; i < kTile; ++i) {
-        V w = weight(add_square(cost, of[i], mu, factor));
+        V w = marginal_weight(cost, of[i], mu, factor);
         if (owns) w = w * own(row + i, k);
         if (kKeep) store_same(weights + i * width + k * kLanes, w);
         sum[i] = sum[i] + w;
@@ -159,18 +156,17 @@ class MarginalLoop {
     for (int64_t k = 0; k < n; ++k) {
       const double mu = static_cast<const T*>(p_.mu)[k * p_.size + d_];
       const double s = static_cast<const T*>(p_.s)[k * p_.size + d_];
-      const double squares = add_square(0.0, double(z(row)), mu, precision_root(scale, s));
-      logs[k] = fma(squares, -0.5, log_constant(scale, s)) + (log_weights ? log_weights[k] : 0) +
+      logs[k] = far_log_density(scale, z(row), mu, s) + (log_weights ? log_weights[k] : 0) +
                 (k == row ? p_.log_own : p_.log_other);
       largest = logs[k] > largest ? logs[k] : largest;
     }
-    const double shift = largest > -Constants<double>::infinity ? largest : 0;
+    const double shift = shift_of(largest);
     for (int64_t k = 0; k < n; ++k) {
-      const double w = weight((shift - logs[k]) * kLog2e);
+      const double w = share(logs[k], shift);
       if (weights) weights[k] = T(w);
       sum += w;
     }
-    return {T(sum), largest + log(sum)};
+    return {T(sum), log_of_sum(largest, sum)};
   }
 
   // Adds what `n` rows contribute: to the components the sums of w, w u, w u^2.
@@ -181,7 +177,8 @@ class MarginalLoop {
     V of[kTile], factor[kTile], gradient[kTile];
     for (int i = 0; i < kTile; ++i) {
       const T grad = i < n ? static_cast<const T*>(p_.grad)[row + i] : T(0);
-      if (i < n && !(of_row[i] >= T(kFar))) of_row[i] = weigh_far(row + i, weights + i * width).sum;
+      if (i < n && !(of_row[i] >= T(kFarSum)))
+        of_row[i] = weigh_far(row + i, weights + i * width).sum;
       of[i] = V(z(row + i));
       factor[i] = V(i < n && of_row[i] != 0 ? grad / of_row[i] : T(0));
       gradient[i] = V(0);
@@ -204,7 +201,8 @@ class MarginalLoop {
     }
     if (!p_.grad_z) return;
     for (int i = 0; i < n; ++i)
-      static_cast<T*>(p_.grad_z)[(row + i) * p_.size + d_] = sum_lanes(gradient[i]) * T(kRest);
+      static_cast<T*>(p_.grad_z)[(row + i) * p_.size + d_] =
+          sum_lanes(gradient[i]) * T(kMarginalPrecision);
   }
 
   void write_gradients(const double* sums) const {
@@ -212,7 +210,7 @@ class MarginalLoop {
     for (int64_t k = 0; k < p_.components; ++k) {
       const int64_t place = k * p_.size + d_;
       const double* of = sums + k / kLanes * kNumbers * kLanes + k % kLanes;
-      const double root = panel(k / kLanes)[kLanes + k % kLanes] / kRoot;
+      const double root = panel(k / kLanes)[kLanes + k % kLanes] / kMarginalRoot;
       if (p_.grad_mu) static_cast<T*>(p_.grad_mu)[place] = T(gradient_of_mu(of[kLanes], root));
       if (p_.grad_s) {
         const double s = static_cast<const T*>(p_.s)[place];

@@ -172,7 +172,7 @@ class PairLoop {
     }
     const Wide constant = load_same(p_.constants + k * kLanes);
     FASTVAE_UNROLL
-    for (int i = 0; i < kTile; ++i) to[i] = fma(to[i], Wide(-0.5), constant);
+    for (int i = 0; i < kTile; ++i) to[i] = log_density(to[i], constant);
     if (p_.log_own == p_.log_other) return;
     for (int i = 0; i < kTile; ++i) {
       const int64_t own = row + i - k * kLanes;
@@ -204,17 +204,15 @@ class PairLoop {
     double lanes[kLanes];
     store_same(lanes, most);
     const double largest = *std::max_element(lanes, lanes + kLanes);
-    // Where all are -inf 0 serves as well.
-    const Wide shift(largest > -Constants<double>::infinity ? largest : 0);
+    const Wide shift(shift_of(largest));
     V sum(0);
     for (int64_t k = 0; k < width; k += kLanes) {
-      const Wide halvings = (shift - load_same(logs + k)) * Wide(kLog2e);
-      const V w = weight(convert(halvings, static_cast<V*>(nullptr)));
+      const V w = weight(convert(halvings(load_same(logs + k), shift), static_cast<V*>(nullptr)));
       if (weights) store_same(weights + k, w);
       sum = sum + w;
     }
     const T total = sum_lanes(sum);
-    const double result = largest + log(double(total));
+    const double result = log_of_sum(largest, double(total));
     if (!weights) {
       static_cast<T*>(p_.value)[row] = T(result);
       return;

@@ -34,15 +34,12 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 4 ? 2 : 1)
     if (c.grad) {
       const T grad = static_cast<const T*>(c.grad)[row];
       T* gradients = static_cast<T*>(c.grad_parameters) + row * c.planes() * c.pixels + pixel;
-      const auto share = [](T log, T total) {
-        return weight(at_least(T(0), (total - log) * T(kLog2e)));
-      };
       for (int k = 0; k < c.components; ++k) {
         const ColourComponent<T, kChannels> component(c, x, k, at);
         const T logit = at(k);
         ColourSlopes<T, kChannels> slopes;
-        const T w = share(logit + component.log_mass(slopes), of_all) * grad;
-        gradients[k * c.pixels] = w - share(logit, of_logits) * grad;
+        const T w = share_of_all(logit + component.log_mass(slopes), of_all) * grad;
+        gradients[k * c.pixels] = w - share_of_all(logit, of_logits) * grad;
         slopes.gradients(c, x, k, w, [&](int plane, T g) { gradients[plane * c.pixels] = g; });
       }
     }

@@ -1,25 +1,12 @@
 // The CUDA loop over rows of logits (../items.h): a block for each.
 #pragma once
 
+#include "../formulas/items.h"
 #include "../items.h"
 #include "kernels.h"
 #include "log_sum.cuh"
 
 namespace fastvae {
-
-// l - ln sum, of a sum that has more digits than l.
-template <class A>
-__device__ A relative(A l, double log_sum) {
-  const A high = A(log_sum);
-  return (l - high) - A(log_sum - double(high));
-}
-
-// 0 for an item that never was and has no probability.
-template <class A>
-__device__ A log_p_of(A count, A l, double log_sum) {
-  const A log_p = relative(l, log_sum);
-  return count == A(0) && log_p == -Constants<A>::infinity ? A(0) : log_p;
-}
 
 template <class S>
 __global__ void __launch_bounds__(kBlockThreads, 2) item_rows(const __grid_constant__ Items items) {
@@ -36,13 +23,11 @@ __global__ void __launch_bounds__(kBlockThreads, 2) item_rows(const __grid_const
   if (!items.grad) {
     double value = 0;
     if (x)
-      for (int64_t i = threadIdx.x; i < n; i += kBlockThreads) {
-        value += widen(x[i]) * log_p_of<A>(widen(x[i]), widen(logits[i]), log_sum);
-      }
+      for (int64_t i = threadIdx.x; i < n; i += kBlockThreads)
+        value += add_log_prob<A>(0, widen(x[i]), widen(logits[i]), log_sum);
     value = group_sum(value, kBlockThreads);
     if (threadIdx.x) return;
-    if (!x)
-      value = exists ? double(widen(logits[chosen])) - log_sum : double(Constants<double>::nan);
+    if (!x) value = exists ? log_p(double(widen(logits[chosen])), log_sum) : Constants<double>::nan;
     static_cast<A*>(items.value)[row] = A(value);
     return;
   }
@@ -53,17 +38,17 @@ __global__ void __launch_bounds__(kBlockThreads, 2) item_rows(const __grid_const
     count = group_sum(count, kBlockThreads);
   }
   const A grad = exists ? static_cast<const A*>(items.grad)[row] : A(Constants<A>::nan);
-  const A share = A(-double(grad) * count);
+  const A all = A(-double(grad) * count);
   for (int64_t i = threadIdx.x; i < n; i += kBlockThreads) {
-    const A log_p = relative(A(widen(logits[i])), log_sum);
+    const A l = widen(logits[i]);
     if (items.grad_x)
-      narrow(log_p_of<A>(widen(x[i]), widen(logits[i]), log_sum) * grad,
+      narrow(log_p_of<A>(widen(x[i]), l, log_sum) * grad,
              static_cast<S*>(items.grad_x)[row * n + i]);
     if (!items.grad_logits) continue;
-    const A p = weight(at_least(A(0), log_p * A(-kLog2e)));
-    A gradient = x ? fma(p, share, widen(x[i]) * grad) : p * share;
-    if (!x && i == chosen) gradient = grad * (A(1) - p);
-    narrow(gradient, static_cast<S*>(items.grad_logits)[row * n + i]);
+    const A own = x ? A(widen(x[i]) * grad) : A(0);
+    narrow(!x && i == chosen ? gradient_of_chosen(l, log_sum, grad)
+                             : gradient_of_logit(l, log_sum, all, own),
+           static_cast<S*>(items.grad_logits)[row * n + i]);
   }
 }
 

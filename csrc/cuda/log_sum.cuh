@@ -1,7 +1,7 @@
 // The logarithm of a sum of exponentials, over the threads of a block.
 #pragma once
 
-#include "../formulas/pairs.h"
+#include "../formulas/log_sums.h"
 #include "sums.cuh"
 
 namespace fastvae {
@@ -18,7 +18,7 @@ struct LogSum {
       sum = fma(sum, scale_to(log), T(1));
       largest = log;
     } else {
-      sum += weight(T((largest - log) * L(kLog2e)));
+      sum += relative(log, largest);
     }
   }
   // Of what all threads of the block have.
@@ -27,12 +27,11 @@ struct LogSum {
     sum = group_sum(sum * scale_to(all), kBlockThreads);
     largest = all;
   }
-  __device__ double log_sum() const { return double(largest) + log(double(sum)); }
+  __device__ double log_sum() const { return log_of_sum(double(largest), double(sum)); }
 
  private:
-  __device__ T scale_to(L log) const {
-    return largest == log ? T(1) : weight(T((log - largest) * L(kLog2e)));
-  }
+  __device__ static T relative(L log, L total) { return weight(T(halvings(log, total))); }
+  __device__ T scale_to(L log) const { return largest == log ? T(1) : relative(largest, log); }
 };
 
 }  // namespace fastvae

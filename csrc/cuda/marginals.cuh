@@ -1,15 +1,12 @@
 // The CUDA loops over pairs of a row and a component (../pairs.h) for the marginals of a mixture: a
-// block for each row, or component, and dimension. Weights are 2^-(cost + t^2), as on the CPU
-// (../cpu/marginals.h); rows that are far from all components are done again in double.
+// block for each row, or component, and dimension. As on the CPU (../cpu/marginals.h) rows that are
+// far from all components are done again in double.
 #pragma once
 
+#include "../formulas/marginals.h"
 #include "pairs.cuh"
 
 namespace fastvae {
-
-constexpr double kFarSum = 0x1p-13;
-// t is (z - mu) / sigma times sqrt(log2(e) / 2).
-constexpr double kMarginalRoot = 0.84932180028801904272;
 
 // All by dimension, then by row or component.
 template <class T>
@@ -45,7 +42,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const int64_t d = blockIdx.x, n = p.components;
   const auto log2_of = [&](int64_t k) {
     const double s = static_cast<const T*>(p.s)[k * p.size + d];
-    return kLog2e * (log_constant(scale, s) + log_weight_of<T>(p, k));
+    return highest_log2(scale, s, log_weight_of<T>(p, k));
   };
   double highest = -Constants<double>::infinity;
   for (int64_t k = threadIdx.x; k < n; k += kBlockThreads) {
@@ -53,12 +50,11 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     highest = log2 > highest ? log2 : highest;
   }
   highest = group_reduce(highest, kBlockThreads, [](double a, double b) { return a > b ? a : b; });
-  if (highest == -Constants<double>::infinity) highest = 0;
+  highest = shift_of(highest);
   if (threadIdx.x == 0) p.constants[d] = highest;
   for (int64_t k = threadIdx.x; k < n; k += kBlockThreads) {
     to.mu[d * n + k] = static_cast<const T*>(p.mu)[k * p.size + d];
-    to.root[d * n + k] =
-        precision_root(scale, static_cast<const T*>(p.s)[k * p.size + d]) * T(kMarginalRoot);
+    to.root[d * n + k] = marginal_root(scale, static_cast<const T*>(p.s)[k * p.size + d]);
     to.cost[d * n + k] = T(highest - log2_of(k));
   }
 }
@@ -67,7 +63,7 @@ template <class T>
 __device__ T near_weight(const Pairs& p, const Marginals<T>& from, T z, int64_t b, int64_t k,
                          int64_t d) {
   const int64_t place = d * p.components + k;
-  const T w = weight(add_square(from.cost[place], z, from.mu[place], from.root[place]));
+  const T w = marginal_weight(from.cost[place], z, from.mu[place], from.root[place]);
   return b == k && p.log_own != p.log_other ? w * T(exp(p.log_own - p.log_other).exp) : w;
 }
 template <class T>
@@ -75,8 +71,7 @@ __device__ double far_log(const Pairs& p, double z, int64_t b, int64_t k, int64_
   const Scale scale = scale_of(p);
   const double mu = static_cast<const T*>(p.mu)[k * p.size + d];
   const double s = static_cast<const T*>(p.s)[k * p.size + d];
-  const double squares = add_square(0.0, z, mu, precision_root(scale, s));
-  return fma(squares, -0.5, log_constant(scale, s)) + log_weight_of<T>(p, k) + own_log(p, b, k);
+  return far_log_density(scale, z, mu, s) + log_weight_of<T>(p, k) + own_log(p, b, k);
 }
 
 // A block for each row and dimension: the logarithm of its sum, backward the gradient of z too.
@@ -94,7 +89,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2) marginal_rows(const __grid_c
     for (int64_t k = threadIdx.x; k < n; k += kBlockThreads) far_sum.add(far_log<T>(p, z, b, k, d));
     far_sum.combine();
   }
-  const double log_sum = far ? far_sum.log_sum() : p.constants[d] / kLog2e + log(double(sum));
+  const double log_sum = far ? far_sum.log_sum() : log_of_marginal(p.constants[d], sum);
   if (threadIdx.x == 0) p.log_sums[d * p.rows + b] = log_sum;
   if (!p.grad) return;
   const T grad = static_cast<const T*>(p.grad)[b];
@@ -103,16 +98,15 @@ __global__ void __launch_bounds__(kBlockThreads, 2) marginal_rows(const __grid_c
   for (int64_t k = threadIdx.x; k < n; k += kBlockThreads) {
     const int64_t place = d * n + k;
     const T w = far && far_sum.sum == 0 ? T(0)
-                : far ? T(weight((far_sum.largest - far_log<T>(p, z, b, k, d)) * kLog2e))
-                      : near_weight(p, from, z, b, k, d);
+                : far                   ? T(share(far_log<T>(p, z, b, k, d), far_sum.largest))
+                                        : near_weight(p, from, z, b, k, d);
     gradient = add_gradient_of_z(gradient, w * factor, z, from.mu[place],
                                  from.root[place] * from.root[place]);
   }
   gradient = group_sum(gradient, kBlockThreads);
   if (threadIdx.x) return;
   from.factor[d * p.rows + b] = far ? T(Constants<T>::infinity) : factor;
-  if (p.grad_z)
-    static_cast<T*>(p.grad_z)[b * p.size + d] = gradient * T(1 / (kMarginalRoot * kMarginalRoot));
+  if (p.grad_z) static_cast<T*>(p.grad_z)[b * p.size + d] = gradient * T(kMarginalPrecision);
 }
 
 // A block for each component and dimension. The weights' own gradients go where the logarithms of
@@ -133,9 +127,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       const double log_sum = p.log_sums[d * p.rows + b];
       const double log = far_log<T>(p, z, b, k, d);
       const bool none = log == -Constants<double>::infinity;
-      w = none ? T(0)
-               : T(weight(at_least(0.0, (log_sum - log) * kLog2e))) *
-                     static_cast<const T*>(p.grad)[b];
+      w = none ? T(0) : T(share_of_all(log, log_sum)) * static_cast<const T*>(p.grad)[b];
     }
     ComponentSums<T> sums{0, 0};
     sums.add(w, z, mu);

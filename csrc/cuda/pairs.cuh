@@ -76,7 +76,7 @@ __device__ double log_density(const Pairs& p, int64_t b, int64_t k, const T* z, 
     total += sum;
   }
   const double own = b == k ? p.log_own - p.log_other : 0;
-  return fma(total, -0.5, p.constants[k]) + own;
+  return log_density(total, p.constants[k]) + own;
 }
 
 // The sums that threads have made of the same numbers, in the order of the threads.
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2) pair_rows(const __grid_const
       if (k < n)
         w = kEach          ? grad[b * n + k]
             : sum.sum == 0 ? T(0)
-                           : weight(T((sum.largest - log_of(k)) * kLog2e)) * factor;
+                           : weight(T(halvings(log_of(k), sum.largest))) * factor;
       __syncthreads();
       weights[threadIdx.x] = w;
       __syncthreads();
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         } else {
           const double log = log_density(p, b, k, from.z_across + b, p.rows, from.mu + k * size,
                                          from.root + k * size, 1);
-          w = weight(at_least(T(0), T((p.log_sums[b] - log) * kLog2e))) * grad[b];
+          w = weight(at_least(T(0), T(halvings(log, p.log_sums[b])))) * grad[b];
         }
       }
       own_weights += w;

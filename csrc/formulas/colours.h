@@ -13,8 +13,8 @@
 
 #include "../colours.h"
 #include "../signature.h"
+#include "log_sums.h"
 #include "math.h"
-#include "pairs.h"
 
 namespace fastvae {
 inline namespace FASTVAE_TARGET {

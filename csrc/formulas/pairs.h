@@ -14,6 +14,7 @@
 #pragma once
 
 #include "gaussian.h"
+#include "log_sums.h"
 
 namespace fastvae {
 inline namespace FASTVAE_TARGET {
@@ -50,22 +51,11 @@ FASTVAE_INLINE V add_square(V sum, V z, V mu, V inverse_sigma) {
   return fma(t, t, sum);
 }
 
-// 2^-q for q >= 0: what a component weighs against one of weight 1. 0 below 10^-26 (in double
-// 10^-130), which no sum notices: numbers near the smallest would make every product with them take
-// a hundred times as long.
+// ln N, of the sum of all t^2 and that of all c, with what weighs it.
 template <class V>
-FASTVAE_INLINE V weight(V q) {
-  using C = Constants<Real<V>>;
-  constexpr bool kDouble = sizeof(Real<V>) == sizeof(double);
-  const V shifted = V(C::round_magic) - q;
-  const V n = shifted - V(C::round_magic);
-  const V r = (q + n) * V(Real<V>(-0.69314718055994530942));  // -q = n + r / ln 2
-  const V r2 = r * r;
-  const V expm1 = fma(r2, exp_polynomial(r, r2), r);
-  const V power = as_real((as_int(shifted) + Int<V>(C::exponent_bias)) << C::mantissa_bits);
-  return select(q >= V(Real<V>(kDouble ? 430 : 86)), V(0), fma(power, expm1, power));
+FASTVAE_INLINE V log_density(V squares, V constant) {
+  return fma(squares, V(Real<V>(-0.5)), constant);
 }
-constexpr double kLog2e = 1.4426950408889634074;
 
 // The sums that gradients of a component are made of.
 template <class V>
