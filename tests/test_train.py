@@ -241,13 +241,16 @@ def peak_bytes(*options: object) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_data_are_in_memory_once(folder: Path) -> None:
-    """As float32, beside the file's own uint8 while they are read."""
+    """As float32, beside the file's own uint8 while they are read.
+
+    A second copy would be 8 of its bytes; what the allocator keeps besides was seen to be 1 to 2.
+    """
     x = np.random.default_rng(0).integers(256, size=(50_000, 28, 28), dtype=np.uint8)
     np.savez("large.npz", x=x)
     np.savez("small.npz", x=x[:100])
     options = ("--batch-size", 1000, "--layers", 1)
     small, large = (peak_bytes("--data", f"{name}.npz", *options) for name in ("small", "large"))
-    assert 4 * x.nbytes < large - small < 4 * x.nbytes + 1.6 * x.nbytes
+    assert 4 * x.nbytes < large - small < 7 * x.nbytes
 
 
 # ---- What comes from outside ---------------------------------------------------------------------
