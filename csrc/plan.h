@@ -141,6 +141,9 @@ struct Plan {
   Input input[kMaxInputs];
   Output output[kMaxOutputs];
   Input row_grad;  // in accumulation type
+  // By which each value is multiplied before it is summed, in accumulation type; data null: by 1.
+  // What weighs 0 counts for nothing, even if it is NaN (formulas/weights.h).
+  Input weight;
   Output value;    // in accumulation type; `full` where nothing is summed
   // Where rows are summed: accumulation type, one number for each unit (CPU) or row (CUDA).
   void* unit_sums = nullptr;

@@ -160,9 +160,10 @@ void Call::counts(int64_t param, bool data_gradient) {
   plan_.settings.counts = {param == 1, data_gradient};
 }
 
-void Call::rows(int64_t event_ndim) {
+void Call::rows(int64_t event_ndim, const OptionalTensor& weight) {
   if (event_ndim < 0) fail("event_ndim is " + std::to_string(event_ndim) + ", want at least 0");
   event_ndim_ = event_ndim;
+  if (weight) weight_ = operand("weight", *weight);
 }
 
 void Call::grad_output(const OptionalTensor& grad) {
@@ -214,6 +215,16 @@ void Call::finish_shape() {
       fail(std::string(input.name) + " is packed and must not be broadcast from " +
            text(input.sizes) + " to " + text(shape_));
     input.strides = spread(input, input.strides);
+  }
+  if (weight_) {
+    check_type(*weight_, accumulate_);
+    const Dims& sizes = weight_->sizes;
+    bool broadcasts = sizes.size() <= base.size();
+    for (size_t d = 0; broadcasts && d < sizes.size(); ++d)
+      broadcasts = sizes[d] == 1 || sizes[d] == base[base.size() - sizes.size() + d];
+    if (!broadcasts)
+      fail("weight of shape " + text(sizes) + " does not broadcast to " + text(base));
+    weight_->strides = spread(*weight_, weight_->strides);
   }
   if (grad_output_) {
     if (!grad_output_->tensor) {

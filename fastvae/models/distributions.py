@@ -12,7 +12,14 @@ from torch.distributions.kl import register_kl
 from torch.overrides import has_torch_function_unary
 
 from .. import ops
-from ..ops.arguments import TensorLike, check_bound, check_param, event_dims, tensor_arguments
+from ..ops.arguments import (
+    TensorLike,
+    check_bound,
+    check_param,
+    event_dims,
+    tensor_arguments,
+    weight_argument,
+)
 from ..ops.bounds import Bound
 from ..ops.elements import log_sigma, sigma
 from ..ops.noise import Source, make_seed
@@ -175,13 +182,17 @@ class DiagonalGaussian(Distribution):
         with torch.no_grad():
             return self.rsample(sample_shape)
 
-    def kl(self, prior: DiagonalGaussian | None = None) -> Tensor:
-        """KL(self || prior) in nats, of shape `batch_shape`; the prior is N(0, I) if None."""
+    def kl(
+        self, prior: DiagonalGaussian | None = None, *, weight: TensorLike | None = None
+    ) -> Tensor:
+        """KL(self || prior) in nats, of shape `batch_shape`; the prior is N(0, I) if None. `weight`
+        is of each element, as in `fastvae.kl_divergence`."""
         self._check_prior(prior)
         if packed := self._packed(prior):
             return OPS["kl_divergence"].run(
                 packed,
                 {
+                    "weight": weight_argument(weight, self._params, self._shape),
                     "param": self._code,
                     "packed_dim": self._packed_dim,
                     "event_ndim": self.event_ndim,
@@ -195,22 +206,25 @@ class DiagonalGaussian(Distribution):
             param=self.param,
             bound=self.bound,
             event_ndim=self.event_ndim,
+            weight=weight,
         )
 
     def rsample_kl(
         self,
         prior: DiagonalGaussian | None = None,
         *,
+        weight: TensorLike | None = None,
         seed: Tensor | int | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`rsample()` and `kl(prior)` in one pass."""
+        """`rsample()` and `kl(prior, weight=weight)` in one pass."""
         self._check_prior(prior)
         if packed := self._packed(prior):
             return OPS["rsample_kl"].run(
                 packed,
                 {
                     "seed": self._make_seed(seed, generator),
+                    "weight": weight_argument(weight, self._params, self._shape),
                     "param": self._code,
                     "packed_dim": self._packed_dim,
                     "event_ndim": self.event_ndim,
@@ -224,6 +238,7 @@ class DiagonalGaussian(Distribution):
             param=self.param,
             bound=self.bound,
             event_ndim=self.event_ndim,
+            weight=weight,
             seed=seed,
             generator=generator,
         )
@@ -233,6 +248,7 @@ class DiagonalGaussian(Distribution):
         prior: DiagonalGaussian | None = None,
         sample_shape: Sequence[int] = (),
         *,
+        weight: TensorLike | None = None,
         path_derivative: bool = False,
         seed: Tensor | int | None = None,
         generator: torch.Generator | None = None,
@@ -245,6 +261,7 @@ class DiagonalGaussian(Distribution):
                 packed,
                 {
                     "seed": self._make_seed(seed, generator),
+                    "weight": weight_argument(weight, self._params, self._shape),
                     "param": self._code,
                     "packed_dim": self._packed_dim,
                     "event_ndim": self.event_ndim,
@@ -261,6 +278,7 @@ class DiagonalGaussian(Distribution):
             bound=self.bound,
             sample_shape=sample_shape,
             event_ndim=self.event_ndim,
+            weight=weight,
             path_derivative=path_derivative,
             seed=seed,
             generator=generator,

@@ -29,6 +29,7 @@ __all__ = [
     "gaussians",
     "log_prob_arguments",
     "tensor_arguments",
+    "weight_argument",
     "whole",
 ]
 
@@ -79,9 +80,9 @@ def check_bound(bound: Bound | None, param: str) -> Numbers | None:
 
 
 def check_reduction(reduction: str) -> None:
-    """Raises ValueError if `reduction` is neither "mean" nor "sum"."""
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction is {reduction!r}; want 'mean' or 'sum'")
+    """Raises ValueError if `reduction` is none of "mean", "sum" and "weighted_mean"."""
+    if reduction not in ("mean", "sum", "weighted_mean"):
+        raise ValueError(f"reduction is {reduction!r}; want 'mean', 'sum' or 'weighted_mean'")
 
 
 def check_levels(bins: int, low: float, high: float) -> None:
@@ -161,6 +162,37 @@ def log_prob_arguments(
         return (*data, None), float(value), shape
     operands, shape = tensor_arguments(x=x, mean=mean, **scale)
     return operands, 0.0, shape
+
+
+def weight_argument(
+    weight: TensorLike | None, like: Tensor | None, shape: torch.Size
+) -> Tensor | None:
+    """What multiplies the values of operands `like` one of them, whose common shape is `shape`, in
+    the type that these have: float64 for float64, else float32.
+
+    Raises:
+        TypeError: it is no tensor or number, or of another dtype, such as complex.
+        ValueError: it is on another device, does not broadcast to `shape`, or wants a gradient.
+    """
+    if weight is None:
+        return None
+    assert like is not None
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if isinstance(weight, Real):
+        return torch.full((), float(weight), dtype=dtype, device=like.device)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is a {type(weight).__name__}; want a tensor, a number or None")
+    _computing_dtype("weight", weight.dtype)
+    if weight.requires_grad:
+        raise ValueError("weight requires a gradient, and gets none; want weight.detach()")
+    if weight.device != like.device:
+        raise ValueError(f"weight is on {weight.device}, the operands on {like.device}")
+    missing = len(shape) - weight.dim()
+    if missing < 0 or any(n not in (1, shape[missing + d]) for d, n in enumerate(weight.shape)):
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; want one that broadcasts to {list(shape)}"
+        )
+    return weight.to(dtype)
 
 
 def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Size]:

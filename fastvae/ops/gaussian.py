@@ -46,6 +46,7 @@ from .arguments import (
     gaussians,
     log_prob_arguments,
     tensor_arguments,
+    weight_argument,
 )
 from .bounds import Bound
 from .declare import declare, loss_of
@@ -178,6 +179,7 @@ def kl_divergence(
     param: str = "logvar",
     bound: Bound | None = None,
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """KL(q || p) between diagonal Gaussians, p = N(0, I) unless given.
 
@@ -192,12 +194,15 @@ def kl_divergence(
         mu, logvar: q; `bound` is of its log-variance.
         prior_mu, prior_logvar: p, both or neither; read by the same `param`.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: multiplies each element before the sum: a mask, or a number for each; it broadcasts
+            to the operands and is a constant. What weighs 0 is left out, even if it is NaN.
 
     Returns:
         Nats, of shape `mu.shape[:-event_ndim]`.
     """
     operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
     return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
         "param": check_param(param),
         "packed_dim": -1,
         "event_ndim": event_dims(event_ndim, len(shape)),
@@ -247,13 +252,15 @@ def rsample_kl(
     param: str = "logvar",
     bound: Bound | None = None,
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
 ) -> Request:
     """`rsample(mu, logvar)` and `kl_divergence(mu, logvar, prior_mu, prior_logvar)` in one pass.
 
     The whole of what stands between encoder and decoder: two tensors are read and one is written,
-    and backward draws the noise again instead of having stored it.
+    and backward draws the noise again instead of having stored it. `weight` is of the divergence,
+    as there; z is drawn everywhere.
 
     Returns:
         z of q's broadcast shape and dtype, and the KL divergence in nats.
@@ -265,6 +272,7 @@ def rsample_kl(
     operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
     return operands, {
         "seed": make_seed(seed, generator, operands[0], shape),
+        "weight": weight_argument(weight, operands[0], shape),
         "param": check_param(param),
         "packed_dim": -1,
         "event_ndim": event_dims(event_ndim, len(shape)),
@@ -308,6 +316,7 @@ def rsample_log_ratio(
     bound: Bound | None = None,
     sample_shape: Sequence[int] = (),
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
     path_derivative: bool = False,
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
@@ -328,6 +337,7 @@ def rsample_log_ratio(
         path_derivative: in the gradient, take q's parameters in ln q(z) as constants, so that it
             reaches them through z alone (Roeder, Wu & Duvenaud 2017). Values do not change. What
             is left out, the score, has mean 0.
+        weight: of the elements of the log-ratio, as in `kl_divergence`.
         seed, generator: where the noise comes from; at most one of them.
 
     Returns:
@@ -343,6 +353,7 @@ def rsample_log_ratio(
     operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
     return operands, {
         "seed": make_seed(seed, generator, operands[0], shape),
+        "weight": weight_argument(weight, operands[0], shape),
         "param": check_param(param),
         "packed_dim": -1,
         "event_ndim": event_dims(event_ndim, len(shape)),
@@ -384,6 +395,7 @@ def gaussian_log_prob(
     param: str = "logvar",
     bound: Bound | None = None,
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """log N(x; mean, sigma^2) = -1/2 ((x - mean)^2 e^{-lv} + lv + ln 2 pi), summed over an event.
 
@@ -395,12 +407,14 @@ def gaussian_log_prob(
         bound: of `logvar`, such as the floor without which a pixel that is fitted exactly drives it
             to minus infinity.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: of each element, as in `kl_divergence`: a mask of missing features, padded frames.
 
     Returns:
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
     operands, scale, shape = log_prob_arguments(x, mean, logvar=logvar)
     return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
         "scale": scale,
         "param": check_param(param),
         "event_ndim": event_dims(event_ndim, len(shape)),
