@@ -137,7 +137,7 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
             lambda f: f.gaussian_log_prob(M, L, param="sigma"),
         ],
         ValueError,
-        r"^param is 'sigma'; want one of 'logvar', 'log_std', 'std', 'var'$",
+        r"^param is 'sigma'; want one of 'logvar', 'log_std', 'std', 'var', 'softplus'$",
     ),
     "a bound of no log-variance": (
         [

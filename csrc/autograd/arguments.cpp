@@ -24,12 +24,14 @@ enum Parameter {
   kSeed,
   kGenerator,
   kWeight,
+  kMinStd,
+  kPriorParam,
   kReduction,
   kParameters
 };
 constexpr const char* kNames[kReduction - kMaxOperands] = {
-    "param", "bound", "event_ndim", "sample_shape", "path_derivative", "bins",
-    "low",   "high",  "seed",       "generator",    "weight"};
+    "param", "bound", "event_ndim", "sample_shape", "path_derivative", "bins",       "low",
+    "high",  "seed",  "generator",  "weight",       "min_std",         "prior_param"};
 
 using Values = std::array<PyObject*, kParameters>;
 
@@ -205,7 +207,9 @@ bool read_request(const Values& values, Request& request) {
   if (op.signature.levels && (!read(values[kBins], a.bins) || !read(values[kLow], a.low) ||
                               !read(values[kHigh], a.high) || a.bins < 2 || !(a.low < a.high)))
     return false;
-  if (given(values[kGenerator])) return false;
+  double min_std = 0;
+  if (values[kMinStd] && !(read(values[kMinStd], min_std) && min_std == 0)) return false;
+  if (given(values[kGenerator]) || given(values[kPriorParam])) return false;
   if (given(values[kSeed])) {
     const at::Tensor& seed = request.seed;
     if (!read(values[kSeed], request.seed) || seed.scalar_type() != at::kLong ||

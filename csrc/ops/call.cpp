@@ -83,11 +83,18 @@ ScaleForm scale_form(const char* name, int64_t param) {
 Call::Call(const char* op, int64_t param, const OptionalBound& bound) : op_(op) {
   plan_.settings.scale = scale_form(op, param);
   if (!bound) return;
-  if (bound->size() != 3 || !((*bound)[0] >= 0 && (*bound)[0] < int(Bounding::none)))
-    fail("bound is not a kind, 0 ... 2, with its two ends");
-  plan_.settings.scale.bounding = Bounding(int((*bound)[0]));
-  plan_.settings.scale.low = (*bound)[1];
-  plan_.settings.scale.high = (*bound)[2];
+  constexpr int kRaised = int(Bounding::raised), kForms = int(Raised::softplus) + 1;
+  ScaleForm& scale = plan_.settings.scale;
+  if (bound->size() != 3 || !((*bound)[0] >= 0 && (*bound)[0] < kRaised + kForms))
+    fail("bound is not a kind, 0 ... 8, with its two ends");
+  const int kind = int((*bound)[0]);
+  scale.bounding = Bounding(std::min(kind, kRaised));
+  scale.low = (*bound)[1];
+  scale.high = (*bound)[2];
+  if (kind < kRaised) return;
+  if (param != 1) fail("what is raised is read as ln sigma; want param 1");
+  scale.raised = Raised(kind - kRaised);
+  scale.high = std::log(scale.low);
 }
 
 void Call::fail(const std::string& message) const { fail_in(op_, message); }

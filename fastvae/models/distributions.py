@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
-from torch.distributions.kl import register_kl
 from torch.overrides import has_torch_function_unary
 
 from .. import ops
@@ -20,8 +19,9 @@ from ..ops.arguments import (
     tensor_arguments,
     weight_argument,
 )
-from ..ops.bounds import Bound
-from ..ops.elements import log_sigma, sigma
+from ..ops.bounds import Bound, Raised
+from ..ops.elements import log_sigma, of_log_sigma, sigma
+from ..ops.forms import scale_form
 from ..ops.noise import Source, make_seed
 from ..ops.op import OPS
 
@@ -34,8 +34,11 @@ class DiagonalGaussian(Distribution):
 
     Args:
         mu, logvar: tensors or numbers that broadcast against each other.
-        param: what `logvar` is: "logvar", "log_std", "std" or "var".
-        bound: of `logvar`, with `param="logvar"`. The attribute `logvar` is what it leaves.
+        param: what `logvar` is: "logvar", "log_std", "std", "var", or "softplus", of which sigma is
+            ln(1 + e^s).
+        min_std: added to sigma.
+        bound: of `logvar`, with `param="logvar"`. The attribute `logvar` is what it leaves; of a
+            softplus or with a `min_std` that is ln sigma, and `param` is "log_std".
         event_ndim: how many trailing dimensions are one event.
         validate_args: check the values given to `log_prob` (which waits for a GPU). Off by default.
 
@@ -52,14 +55,15 @@ class DiagonalGaussian(Distribution):
         logvar: TensorLike,
         *,
         param: str = "logvar",
-        bound: Bound | None = None,
+        min_std: float = 0.0,
+        bound: Bound | Raised | None = None,
         event_ndim: int | None = None,
         validate_args: bool | None = False,
     ) -> None:
         (self.mu, self._given), shape = tensor_arguments(mu=mu, logvar=logvar)
         self._params: Tensor | None = None
         self._packed_dim = -1
-        self._set_form(param, bound)
+        self._set_form(param, bound, min_std)
         self._set_shape(event_ndim, shape, validate_args)
 
     @classmethod
@@ -69,7 +73,8 @@ class DiagonalGaussian(Distribution):
         dim: int = 1,
         *,
         param: str = "logvar",
-        bound: Bound | None = None,
+        min_std: float = 0.0,
+        bound: Bound | Raised | None = None,
         event_ndim: int | None = None,
         validate_args: bool | None = False,
     ) -> DiagonalGaussian:
@@ -98,13 +103,14 @@ class DiagonalGaussian(Distribution):
         self._packed_dim = dim % params.dim()
         shape = list(params.shape)
         shape[dim] //= 2
-        self._set_form(param, bound)
+        self._set_form(param, bound, min_std)
         self._set_shape(event_ndim, torch.Size(shape), validate_args)
         return self
 
-    def _set_form(self, param: str, bound: Bound | None) -> None:
-        self._code, self._numbers = check_param(param), check_bound(bound, param)
+    def _set_form(self, param: str, bound: Bound | Raised | None, min_std: float = 0.0) -> None:
+        param, bound = scale_form(param, bound, min_std)
         self.param, self.bound = param, bound
+        self._code, self._numbers = check_param(param), check_bound(bound, param)
 
     def _set_shape(
         self, event_ndim: int | None, shape: torch.Size, validate_args: bool | None
@@ -381,16 +387,4 @@ class DiagonalGaussian(Distribution):
 
 def _convert(s: Tensor, source: str, target: str) -> Tensor:
     """The second argument of a Gaussian, read by `source`, as `target` wants it."""
-    h = log_sigma(s, source)
-    converted = {
-        "logvar": lambda: 2 * h,
-        "log_std": lambda: h,
-        "std": h.exp,
-        "var": (2 * h).exp,
-    }[target]()
-    return converted.to(s.dtype)
-
-
-@register_kl(DiagonalGaussian, DiagonalGaussian)  # type: ignore[untyped-decorator]
-def _kl_between(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
-    return q.kl(p)
+    return of_log_sigma(log_sigma(s, source), target).to(s.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.arguments import as_shape, check_param
 from ..ops.bounds import Bound
+from ..ops.forms import scale_form
 from . import importance, information
 from .distributions import DiagonalGaussian
 from .importance import LogLikelihood
@@ -40,7 +41,8 @@ class VAE(nn.Module):
         prior: p(z); default `StandardNormal()`.
         objective: what `forward` computes; default `ELBO()`. A plain attribute, as its fields are.
         dim: the dimension of the encoder's output that holds the two halves.
-        param: what the second half is: "logvar", "log_std", "std" or "var".
+        param: what the second half is: "logvar", "log_std", "std", "var" or "softplus".
+        min_std: added to sigma_q.
         bound: of the encoder's ln sigma_q^2 (with `param="logvar"`).
         posterior: from the encoder's output to q(z | x), in place of the two halves; such as
             `CholeskyGaussian.from_params` for a full covariance.
@@ -59,6 +61,8 @@ class VAE(nn.Module):
         >>> images = model.sample(64)
     """
 
+    min_std = 0.0  # of models that were saved before there was one
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -70,11 +74,12 @@ class VAE(nn.Module):
         objective: Objective | None = None,
         dim: int = 1,
         param: str = "logvar",
+        min_std: float = 0.0,
         bound: Bound | None = None,
         posterior: Callable[[Tensor], Posterior] | None = None,
     ) -> None:
         super().__init__()
-        check_param(param)
+        check_param(scale_form(param, bound, min_std)[0])
         if bound is not None and (param != "logvar" or posterior is not None):
             raise ValueError("bound is given; want param='logvar' and no posterior with it")
         if latent_shape is not None:
@@ -87,6 +92,7 @@ class VAE(nn.Module):
         self.objective: Objective = ELBO() if objective is None else objective
         self.dim = dim
         self.param = param
+        self.min_std = min_std
         self.bound = bound
         self.posterior = posterior
 
@@ -109,7 +115,9 @@ class VAE(nn.Module):
         if self.posterior is not None:
             q = self.posterior(params)
         else:
-            q = DiagonalGaussian.from_params(params, self.dim, param=self.param, bound=self.bound)
+            q = DiagonalGaussian.from_params(
+                params, self.dim, param=self.param, min_std=self.min_std, bound=self.bound
+            )
         if self.latent_shape is not None and q.event_shape != self.latent_shape:
             raise ValueError(
                 f"encoder returned shape {list(params.shape)}, a latent_shape of "

@@ -14,7 +14,7 @@ from typing import SupportsIndex, cast
 import torch
 from torch import Tensor
 
-from .bounds import Bound, Numbers
+from .bounds import Bound, Numbers, Raised
 
 __all__ = [
     "PARAMS",
@@ -59,11 +59,13 @@ def check_param(param: str, params: Sequence[str] = PARAMS) -> int:
         ValueError: `param` is not one of `params`.
     """
     if param not in params:
-        raise ValueError(f"param is {param!r}; want one of {', '.join(map(repr, params))}")
+        more = ("softplus",) if params is PARAMS else ()
+        names = ", ".join(map(repr, (*params, *more)))
+        raise ValueError(f"param is {param!r}; want one of {names}")
     return params.index(param)
 
 
-def check_bound(bound: Bound | None, param: str) -> Numbers | None:
+def check_bound(bound: Bound | Raised | None, param: str) -> Numbers | None:
     """A bound as the kernels take it.
 
     Raises:
@@ -72,6 +74,8 @@ def check_bound(bound: Bound | None, param: str) -> Numbers | None:
     """
     if bound is None:
         return None
+    if isinstance(bound, Raised):
+        return bound.numbers
     if not isinstance(bound, Bound):
         raise TypeError(f"bound is a {type(bound).__name__}; want a fastvae.Bound or None")
     if param != "logvar":

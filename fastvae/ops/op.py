@@ -21,7 +21,7 @@ from torch.compiler import is_compiling
 from fastvae import backend
 
 from . import noise
-from .bounds import Bound
+from .bounds import from_numbers
 from .elements import common_shape, computed_in, event_sum, is_half
 from .graph import Kernels, transformed
 from .layout import Schema
@@ -231,7 +231,7 @@ class Op(Generic[R]):
             tensors[-1] = scale
         if bound is not None:
             k = formula.operands.index("logvar")
-            tensors[k] = Bound.from_numbers(bound)(tensors[k])
+            tensors[k] = from_numbers(bound)(tensors[k])
         sample_shape = settings.get("sample_shape", ())
         values = {name: settings[name] for name in formula.given if name in settings}
         if "param" in values:
