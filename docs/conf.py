@@ -16,7 +16,7 @@ release = fastvae.info()["fastvae"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["conf.py"]
-smartquotes = False  # "logvar" is a string
+smartquotes_action = "D"  # dashes; "logvar" is a string
 html_theme = "furo"
 html_title = "fastvae"
 html_copy_source = False
