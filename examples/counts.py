@@ -74,13 +74,14 @@ binomial, history = trained(fastvae.NegativeBinomial(GENES, library="observed"))
 
 with torch.no_grad():
     codes = binomial.encode(counts).mode
+    found = torch.exp(binomial.likelihood.log_theta)
 plane = (codes - codes.mean(0)) @ torch.linalg.svd(codes - codes.mean(0)).Vh[:2].T
 
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
 left.scatter(*plane.T, c=types, s=3, cmap="tab10")
 left.set_title("codes, by type of cell", fontsize=10)
 left.set(xlabel="first principal component", ylabel="second")
-middle.scatter(theta, binomial.likelihood.log_theta.detach().exp(), s=5)
+middle.scatter(theta, found, s=5)
 middle.axline((1, 1), (10, 10), color="black", lw=0.7)
 middle.set(xscale="log", yscale="log", xlabel="θ of the simulation", ylabel="θ found")
 middle.set_title("dispersion of each gene", fontsize=10)

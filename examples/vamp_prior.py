@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -56,7 +57,7 @@ def trained(components: int) -> tuple[fastvae.VAE, list[float]]:
     return model, history
 
 
-def draw(axes: plt.Axes, model: fastvae.VAE, title: str) -> None:
+def draw(axes: Axes, model: fastvae.VAE, title: str) -> None:
     """The prior's density, and the codes of the data."""
     with torch.no_grad():
         codes = model.encode(train).mode
