@@ -16,6 +16,7 @@ release = fastvae.info()["fastvae"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["conf.py"]
+default_role = "code"
 smartquotes_action = "D"  # dashes; "logvar" is a string
 html_theme = "furo"
 html_title = "fastvae"
