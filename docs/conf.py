@@ -36,7 +36,7 @@ add_module_names = False
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|collections|typing|types|numpy)\..*"),
-    ("py:.*", r"Tensor(Like)?|Posterior|Sequence|Callable|Any"),
+    ("py:class", r"\w+"),  # of an annotation, as its module imports it: TensorLike, Sequence
 ]
 
 # ---- Docstrings ----------------------------------------------------------------------------------

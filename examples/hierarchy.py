@@ -95,7 +95,7 @@ for epoch in range(args.epochs):
         each = ", ".join(f"{kl.mean():.1f}" for kl in rates)
         print(f"epoch {epoch + 1}: held-out ELBO {history[-1]:.2f} nats, rates {each}", flush=True)
 
-figure, panels = plt.subplots(1, 3, figsize=(8, 2.3), layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(8, 2.45), layout="constrained")
 titles = ("all drawn anew", "one z₁ for each row", "one z₁ and z₂ for each row")
 for kept, (axes, title) in enumerate(zip(panels, titles, strict=True)):
     images = torch.stack([model.sample(8, kept) for row in range(6)]).reshape(6, 8, 8, 8)
