@@ -22,19 +22,22 @@ Numbers = tuple[float, float, float]
 class Bound:
     """Keeps ln sigma^2 between `low` and `high`, each of which may be infinite.
 
-    kind:
-        "hard": min(max(lv, low), high), whose gradient is 0 outside, as in diffusers'
-            `DiagonalGaussianDistribution`, from which the default bounds are.
-        "soft": high' = high - softplus(high - lv), then low + softplus(high' - low): smooth and
-            strictly increasing, lv itself far from both ends (Chua et al. 2018, "Deep reinforcement
-            learning in a handful of trials"). The upper end is exceeded by at most
-            ln(1 + e^{low - high}).
-        "straight_through": the hard value, with the gradient of lv (Bengio et al. 2013).
-        "tanh": m + c tanh((lv - m) / c), between finite ends m - c and m + c; with ends of -5 and 5
-            NVAE's (Vahdat & Kautz 2020), which it has on the mean too: `Bound(-5, 5, "tanh")(mu)`.
+    - "hard": min(max(lv, low), high), whose gradient is 0 outside, as in diffusers'
+      `DiagonalGaussianDistribution`, from which the default bounds are.
+    - "soft": high' = high - softplus(high - lv), then low + softplus(high' - low): smooth and
+      strictly increasing, lv itself far from both ends (Chua et al. 2018, "Deep reinforcement
+      learning in a handful of trials"). The upper end is exceeded by at most
+      ln(1 + e^{low - high}).
+    - "straight_through": the hard value, with the gradient of lv (Bengio et al. 2013).
+    - "tanh": m + c tanh((lv - m) / c), between finite ends m - c and m + c; with ends of -5 and 5
+      NVAE's (Vahdat & Kautz 2020), which it has on the mean too: `Bound(-5, 5, "tanh")(mu)`.
 
     A NaN stays one. The fused ops take a bound of their `logvar` as an argument, and read and
     differentiate through it in the same pass; called on a tensor, it is plain PyTorch.
+
+    Args:
+        low, high: the ends.
+        kind: one of these.
 
     Raises:
         ValueError: `low` is not below `high`, an unknown `kind`, or "tanh" without finite ends.
