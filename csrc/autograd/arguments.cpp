@@ -138,6 +138,8 @@ bool match_operands(const Request& request, int64_t& ndim) {
   const auto type = first.scalar_type();
   if (type != at::kFloat && type != at::kDouble && type != at::kBFloat16 && type != at::kHalf)
     return false;
+  for (const at::Tensor& t : request.operand)
+    if (t.defined() && (t.is_nested() || t.layout() != at::kStrided)) return false;
   ndim = first.dim();
   bool same = true;
   for (const at::Tensor& t : request.operand)

@@ -12,6 +12,7 @@ from ..ops.arguments import as_shape, check_param
 from ..ops.bounds import Bound
 from ..ops.forms import scale_form
 from . import importance, information
+from .conditions import each_tensor
 from .distributions import DiagonalGaussian
 from .importance import LogLikelihood
 from .likelihoods import Gaussian, Likelihood
@@ -131,14 +132,16 @@ class VAE(nn.Module):
         Args:
             z: [B, *latent_shape], with `sample_ndim` more dimensions in front, which the decoder
                 does not see: it gets one long batch.
-            condition: the decoder's second argument, [B, ...].
+            condition: the decoder's second argument, [B, ...], or a dictionary, list or tuple of
+                such.
         """
         if sample_ndim == 0:
             return self.decoder(z) if condition is None else self.decoder(z, condition)
         shape = z.shape[: sample_ndim + 1]
         flat = z.flatten(0, sample_ndim)
-        if condition is not None:
-            condition = condition.expand(*shape, *condition.shape[1:]).flatten(0, sample_ndim)
+        condition = each_tensor(
+            condition, lambda t: t.expand(*shape, *t.shape[1:]).flatten(0, sample_ndim)
+        )
         return self.decode(flat, condition).unflatten(0, shape)
 
     def log_prob(self, x: Tensor, decoded: Tensor, condition: Any = None) -> Tensor:
@@ -236,20 +239,24 @@ class VAE(nn.Module):
         return self.likelihood.sample(decoded, seed=seed, generator=generator, **context)
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, other: Tensor, steps: int = 8) -> Tensor:
+    def interpolate(
+        self, x: Tensor, other: Tensor, steps: int = 8, condition: Any = None
+    ) -> Tensor:
         """E[x | z] along the straight lines between the modes of q(z | x) and q(z | other), ends
-        included, without gradients: [steps, B, ...] for two batches [B, ...].
+        included, without gradients: [steps, B, ...] for two batches [B, ...], of one condition.
 
         Raises:
             ValueError: `steps` below 2.
         """
         if steps < 2:
             raise ValueError(f"steps is {steps}; want at least 2")
-        start, end = self.encode(x).mode, self.encode(other).mode
+        start, end = self.encode(x, condition).mode, self.encode(other, condition).mode
         t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
         z = torch.lerp(start, end, t.reshape(-1, *(1,) * start.dim()))
-        decoded = self.decode(z.flatten(0, 1))
-        return self.likelihood.mean(decoded).unflatten(0, (steps, -1))
+        decoded = self.decode(z, condition, sample_ndim=1)
+        context = self.likelihood.context(condition)
+        each = [self.likelihood.mean(of_step, **context) for of_step in decoded]
+        return torch.stack(each)
 
     # ---- What it is worth ------------------------------------------------------------------------
 

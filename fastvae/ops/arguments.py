@@ -13,6 +13,7 @@ from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .bounds import Bound, Numbers, Raised
 
@@ -117,17 +118,21 @@ def tensor_arguments(**arguments: TensorLike) -> tuple[list[Tensor], torch.Size]
     default dtype. The tensors keep their own shapes: kernels broadcast while reading.
 
     Raises:
-        TypeError: an argument is no tensor or number, or of another dtype, such as complex.
+        TypeError: an argument is no tensor or number, is sparse or nested, or is of another dtype,
+            such as complex.
         ValueError: the devices differ, or the shapes do not broadcast.
     """
     first, *others = arguments.values()
     if isinstance(first, Tensor):
+        if not _is_dense(first):
+            return _canonical(arguments)
         shape, dtype, device = first.shape, first.dtype, first.device
         alike = dtype in _DTYPES
         for value in others:
             alike = (
                 alike
                 and isinstance(value, Tensor)
+                and _is_dense(value)
                 and value.shape == shape
                 and value.dtype == dtype
                 and value.device == device
@@ -161,6 +166,15 @@ def log_prob_arguments(
     A number is not made a tensor, so that it is not rounded to a half type.
     """
     (value,) = scale.values()
+    if (
+        is_compiling()
+        and isinstance(value, int | float)
+        and isinstance(mean, Tensor)
+        and mean.dtype in (torch.float32, torch.float64)
+    ):
+        # A number is a constant of the graph, and one that changes would have it compiled anew.
+        value = torch.full((), value, dtype=mean.dtype, device=mean.device)
+        scale = dict.fromkeys(scale, value)
     if isinstance(value, int | float):
         data, shape = tensor_arguments(x=x, mean=mean)
         return (*data, None), float(value), shape
@@ -186,6 +200,7 @@ def weight_argument(
         return torch.full((), float(weight), dtype=dtype, device=like.device)
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight is a {type(weight).__name__}; want a tensor, a number or None")
+    _check_dense("weight", weight)
     _computing_dtype("weight", weight.dtype)
     if weight.requires_grad:
         raise ValueError("weight requires a gradient, and gets none; want weight.detach()")
@@ -201,6 +216,8 @@ def weight_argument(
 
 def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Size]:
     given = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    for name, t in given.items():
+        _check_dense(name, t)
     default = "the default", torch.empty((), dtype=torch.get_default_dtype())
     first_name, first = next(iter(given.items()), default)
     dtypes = [_computing_dtype(name, value.dtype) for name, value in given.items()]
@@ -226,6 +243,16 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
             f"{name} {list(tensor.shape)}" for name, tensor in zip(arguments, tensors, strict=True)
         )
         raise ValueError(f"shapes do not broadcast: {shapes}") from None
+
+
+def _is_dense(t: Tensor) -> bool:
+    return t.layout is torch.strided and not t.is_nested
+
+
+def _check_dense(name: str, t: Tensor) -> None:
+    if not _is_dense(t):
+        kind = "tensors (nested)" if t.is_nested else f"layout {t.layout}"
+        raise TypeError(f"{name} is a tensor of {kind}; want a dense one")
 
 
 def _computing_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
