@@ -77,6 +77,7 @@ struct Settings {
   ScaleForm scale;
   Levels levels;
   Counts counts;
+  double balance = 0;  // of a KL divergence: the share of its gradient that p gets
 };
 
 constexpr int kMaxDims = 6;

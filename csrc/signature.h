@@ -26,6 +26,8 @@ struct Signature {
   // The operands are Gaussians, two each. Those behind the first may be left out, and the second of
   // each too: then the first holds both, packed along `packed_dim`.
   bool gaussians = false;
+  // Takes a `balance` of the gradients.
+  bool balances = false;
   // Draws samples of a `sample_shape`.
   bool samples = false;
   // The name of a number that stands for the last operand where that is left out.

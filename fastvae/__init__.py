@@ -7,6 +7,7 @@ from .debug import NonFinite
 from .models.aggregates import DIPVAE, BetaTC, InfoVAE, mmd
 from .models.cholesky import CholeskyGaussian
 from .models.distributions import DiagonalGaussian
+from .models.experts import product_of_experts
 from .models.importance import importance_sampling, log_weights, prior_sampling, rsample_log_weight
 from .models.information import report
 from .models.likelihoods import (
@@ -39,6 +40,7 @@ from .models.vae import VAE
 from .ops import (
     Bound,
     aggregate_log_prob,
+    balanced_kl_divergence,
     bernoulli_log_prob,
     bernoulli_nll_loss,
     categorical_log_prob,
@@ -111,6 +113,7 @@ __all__ = [
     "VampPrior",
     "ZeroInflatedNegativeBinomial",
     "aggregate_log_prob",
+    "balanced_kl_divergence",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
     "categorical_log_prob",
@@ -142,6 +145,7 @@ __all__ = [
     "poisson_log_prob",
     "poisson_nll_loss",
     "prior_sampling",
+    "product_of_experts",
     "reference",
     "report",
     "rsample",

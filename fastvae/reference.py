@@ -33,6 +33,7 @@ from .ops.noise import box_muller, noise, philox
 
 __all__ = [
     "aggregate_log_prob",
+    "balanced_kl_divergence",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
     "box_muller",
@@ -68,6 +69,7 @@ __all__ = [
 
 rsample = definition_of(ops.rsample)
 kl_divergence = definition_of(ops.kl_divergence)
+balanced_kl_divergence = definition_of(ops.balanced_kl_divergence)
 rsample_kl = definition_of(ops.rsample_kl)
 rsample_log_ratio = definition_of(ops.rsample_log_ratio)
 gaussian_log_prob = definition_of(ops.gaussian_log_prob)

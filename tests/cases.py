@@ -245,7 +245,8 @@ WEIGHTED = tuple(
 )
 
 # Their gradients are not those of their values, and no finite difference finds them.
-PATH_DERIVATIVES = (
+NOT_DERIVATIVES = (
+    Op("balanced kl", "balanced_kl_divergence", QP, {"balance": 0.75}),
     Op("path derivative to N(0, I)", "rsample_log_ratio", Q, {"path_derivative": True}),
     Op(
         "path derivative of 5 samples",

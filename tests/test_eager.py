@@ -10,8 +10,8 @@ import pytest
 import torch
 from cases import (
     DTYPES,
+    NOT_DERIVATIVES,
     OPS,
-    PATH_DERIVATIVES,
     SEED,
     Op,
     each_op_and_form,
@@ -48,7 +48,7 @@ def eager() -> Iterator[None]:
 # ---- Values and gradients ------------------------------------------------------------------------
 
 
-@each_op_and_form((*OPS, *PATH_DERIVATIVES))
+@each_op_and_form((*OPS, *NOT_DERIVATIVES))
 def test_values_and_gradients(op: Op, param: str) -> None:
     for dtype, shape in zip(
         (*DTYPES, torch.float32), ((4, 20), (2, 3, 5), (3, 1), (5,), ()), strict=True

@@ -14,8 +14,8 @@ from cases import (
     LAYOUT_DTYPES,
     LAYOUT_SHAPE,
     LAYOUTS,
+    NOT_DERIVATIVES,
     OPS,
-    PATH_DERIVATIVES,
     SEED,
     SHAPES,
     Op,
@@ -37,7 +37,7 @@ import fastvae
 from fastvae import reference
 
 BROADCAST = [op for op in OPS if op.scale_shape is not tuple]
-ALL = (*OPS, *PATH_DERIVATIVES)
+ALL = (*OPS, *NOT_DERIVATIVES)
 each_op = pytest.mark.parametrize("op", ALL, ids=op_id)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_param = pytest.mark.parametrize("param", FORMS)

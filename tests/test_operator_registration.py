@@ -57,14 +57,19 @@ def operator_calls(
                 half = packed.narrow(packed_dim, 0, packed.shape[packed_dim] // 2)
                 arguments = (packed, None, seed, 0, packed_dim, [])
                 calls += [(half.clone(), *arguments, 1)] if backward else [arguments]
-        case ("kl_divergence" | "rsample_kl" | "rsample_log_ratio") as base, backward:
+        case (
+            "kl_divergence" | "balanced_kl_divergence" | "rsample_kl" | "rsample_log_ratio"
+        ) as base, backward:
             for n in events:
                 seeds = (seed,) if base.startswith("rsample") else ()
                 for prior in ((None, None), (c, d)):
                     if prior[0] is None and torch.broadcast_shapes(a.shape, b.shape) != shape:
                         continue
                     upstream = (z, rows(n)) if seeds else (rows(n),)
-                    arguments = (a, b, *prior, *seeds, weight(n), 0, -1, n)
+                    balance = (0.75,) if base.startswith("balanced") else ()
+                    if balance and prior[0] is None:
+                        continue
+                    arguments = (a, b, *prior, *seeds, weight(n), *balance, 0, -1, n)
                     if base == "rsample_log_ratio":
                         upstream = tuple(g.expand(2, *g.shape) for g in upstream)
                         arguments = (*arguments, [2], n == 1)

@@ -20,7 +20,10 @@ WRONG_OPERATOR_CALLS: dict[str, Callable[[], object]] = {
     "param -1": lambda: ops.rsample(M, L, S, -1, -1, []),
     "param 7": lambda: ops.kl_divergence(M, L, None, None, None, 7, -1, 1),
     "bound of two numbers": lambda: ops.rsample(M, L, S, 0, -1, [], [0.0, 1.0]),
-    "bound of kind 3": lambda: ops.kl_divergence(M, L, None, None, None, 0, -1, 1, [3.0, 0.0, 1.0]),
+    "bound of kind 9": lambda: ops.kl_divergence(M, L, None, None, None, 0, -1, 1, [9.0, 0.0, 1.0]),
+    "a floor of another param": lambda: ops.kl_divergence(
+        M, L, None, None, None, 0, -1, 1, [8.0, 0.0, 0.0]
+    ),
     "bound of no kind": lambda: ops.gaussian_log_prob(M, L, None, None, 0.0, 0, 1, [NAN, 0.0, 1.0]),
     "event_ndim 99": lambda: ops.kl_divergence(M, L, None, None, None, 0, -1, 99),
     "event_ndim 3 of 2": lambda: ops.rsample_kl(M, L, None, None, S, None, 0, -1, 3),

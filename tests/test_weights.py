@@ -13,6 +13,7 @@ from cases import (
     LAYOUT_DTYPES,
     LAYOUT_SHAPE,
     LAYOUTS,
+    NOT_DERIVATIVES,
     SEED,
     WEIGHTED,
     Op,
@@ -38,7 +39,7 @@ SHAPE = (5, 3, 7)
 
 
 def test_the_table_has_every_op_that_sums() -> None:
-    functions = {op.function for op in WEIGHTED}
+    functions = {op.function for op in (*WEIGHTED, *NOT_DERIVATIVES)}
     assert functions == {
         name
         for name, op in fastvae.ops.op.OPS.items()

@@ -26,12 +26,13 @@ enum Parameter {
   kWeight,
   kMinStd,
   kPriorParam,
+  kBalance,
   kReduction,
   kParameters
 };
 constexpr const char* kNames[kReduction - kMaxOperands] = {
-    "param", "bound", "event_ndim", "sample_shape", "path_derivative", "bins",       "low",
-    "high",  "seed",  "generator",  "weight",       "min_std",         "prior_param"};
+    "param", "bound", "event_ndim", "sample_shape", "path_derivative", "bins",        "low",
+    "high",  "seed",  "generator",  "weight",       "min_std",         "prior_param", "balance"};
 
 using Values = std::array<PyObject*, kParameters>;
 
@@ -204,6 +205,8 @@ bool read_request(const Values& values, Request& request) {
         (!read(values[kEventNdim], a.event_ndim) || a.event_ndim < 0 || a.event_ndim > ndim))
       return false;
   }
+  if (values[kBalance] && !(read(values[kBalance], a.balance) && a.balance >= 0 && a.balance <= 1))
+    return false;
   if (values[kSampleShape] && !read(values[kSampleShape], a.sample_shape)) return false;
   if (values[kPathDerivative] && !read(values[kPathDerivative], a.path_derivative)) return false;
   if (op.signature.levels && (!read(values[kBins], a.bins) || !read(values[kLow], a.low) ||

@@ -24,11 +24,11 @@ constexpr List<A..., B...> operator+(List<A...>, List<B...>) {
 template <class... Variants>
 struct Op {};
 
-using Ops =
-    List<Op<Rsample>, Op<KLDivergence<2>, KLDivergence<4>>, Op<RsampleKL<2>, RsampleKL<4>>,
-         Op<RsampleLogRatio<2>, RsampleLogRatio<4>>, Op<GaussianLogProb>, Op<BernoulliLogProb>,
-         Op<ContinuousBernoulliLogProb>, Op<LaplaceLogProb>, Op<DiscretizedLogisticLogProb>,
-         Op<PoissonLogProb>, Op<NegativeBinomialLogProb>, Op<ZeroInflatedNegativeBinomialLogProb>>;
+using Ops = List<Op<Rsample>, Op<KLDivergence<2>, KLDivergence<4>>, Op<BalancedKLDivergence>,
+                 Op<RsampleKL<2>, RsampleKL<4>>, Op<RsampleLogRatio<2>, RsampleLogRatio<4>>,
+                 Op<GaussianLogProb>, Op<BernoulliLogProb>, Op<ContinuousBernoulliLogProb>,
+                 Op<LaplaceLogProb>, Op<DiscretizedLogisticLogProb>, Op<PoissonLogProb>,
+                 Op<NegativeBinomialLogProb>, Op<ZeroInflatedNegativeBinomialLogProb>>;
 
 // Those that end in the logarithm of a sum, with loops of their own.
 using LogSumOps = List<Op<PairwiseLogProb>, Op<MixtureLogProb>, Op<ChosenLogProb>,

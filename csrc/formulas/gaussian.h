@@ -232,6 +232,27 @@ struct KLDivergence {
   };
 };
 
+// With the gradients of alpha KL(stopped q || p) + (1 - alpha) KL(q || stopped p).
+struct BalancedKLDivergence {
+  static constexpr Signature signature{.name = "balanced_kl_divergence",
+                                       .operands = {"mu", "logvar", "prior_mu", "prior_logvar"},
+                                       .value = "kl",
+                                       .gaussians = true,
+                                       .balances = true};
+  using Forward = KLDivergence<4>::Forward;
+  struct Backward {
+    static constexpr Step step = KLDivergence<4>::Backward::step;
+    template <class V>
+    FASTVAE_INLINE static V apply(const Settings& settings, const V (&in)[4], V grad_kl, V,
+                                  V (&out)[4]) {
+      kl_backward(Scale(settings), grad_kl, in, out);
+      const V to_p(Real<V>(settings.balance)), to_q(Real<V>(1 - settings.balance));
+      for (int i = 0; i < 4; ++i) out[i] = out[i] * (i < 2 ? to_q : to_p);
+      return V(0);
+    }
+  };
+};
+
 // ---- z and KL in one pass -----------------------------------------------------------------------
 
 template <int N>

@@ -61,6 +61,7 @@ class Call {
   // Values are counts; `param` says whether their means are logarithms, `data_gradient` whether the
   // values' own gradient is wanted.
   void counts(int64_t param, bool data_gradient);
+  void balance(double share) { plan_.settings.balance = share; }
   // The last `event_ndim` dimensions are one row, to be summed, each value times its `weight`.
   void rows(int64_t event_ndim, const OptionalTensor& weight);
 

@@ -61,7 +61,7 @@ using OptionalBound = std::optional<std::vector<double>>;
 
 // A call's arguments that are no tensors.
 struct Arguments {
-  double number = 0;
+  double number = 0, balance = 0;
   int64_t param = 0, packed_dim = -1;
   int64_t components = 0;
   int64_t bins = 0;
@@ -80,6 +80,7 @@ struct Arguments {
 template <class A, class F>  // A: Arguments, const or not
 void for_each_setting(const Declaration& op, Direction direction, A& a, const F& f) {
   if (op.signature.number) f(op.signature.number, a.number);
+  if (op.signature.balances) f("balance", a.balance);
   if (op.scale_form || op.counts() || op.signature.loop == Loop::pairs) f("param", a.param);
   if (op.signature.weighs) {
     f("marginals", a.marginals);

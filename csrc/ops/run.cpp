@@ -62,6 +62,9 @@ Outputs run(int index, Direction direction, const Tensors& tensors, const Argume
   if (op.signature.loop != Loop::map) return run_log_sum(op, name, direction, tensors, a);
   int given = given_operands(op, tensors, name);
   const Variant& variant = op.variant(given);
+  if (given < variant.operands)
+    throw std::runtime_error("fastvae." + std::string(name) + ": " + op.signature.operands[given] +
+                             " is missing");
   Call call(name, op.scale_form ? a.param : 0, a.bound);
 
   Kernels kernels = variant.forward;
@@ -83,6 +86,7 @@ Outputs run(int index, Direction direction, const Tensors& tensors, const Argume
   add_operands(call, op, tensors, a, given);
   if (kernels.step.noise) call.noise(*tensors.seed, a.sample_shape);
   if (op.signature.levels) call.levels(a.bins, a.low, a.high);
+  call.balance(a.balance);
   if (op.counts()) call.counts(a.param, a.needs & 1);
   if (sums) call.rows(a.event_ndim, tensors.weight);
   Outputs results;

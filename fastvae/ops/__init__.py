@@ -1,5 +1,6 @@
 """The ops: one module a family, in which each is read from top to bottom."""
 
+from .balanced import balanced_kl_divergence
 from .bounds import Bound
 from .colours import colour_mixture_log_prob, colour_mixture_nll_loss
 from .counts import (
@@ -43,6 +44,7 @@ from .pixels import (
 __all__ = [
     "Bound",
     "aggregate_log_prob",
+    "balanced_kl_divergence",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
     "categorical_log_prob",
