@@ -153,7 +153,9 @@ def test_gradients_reach_both(device: torch.device) -> None:
     mu, scale = drawn(B, K).requires_grad_(), drawn(K, seed=9).exp().requires_grad_()
     ours = torch.autograd.grad(kl_divergence(diagonal(), Normal(mu, scale)).sum(), (mu, scale))
     right = torch.autograd.grad(
-        kl_divergence(Independent(diagonal().base_dist, 1), Independent(Normal(mu, scale), 1)).sum(),
+        kl_divergence(
+            Independent(diagonal().base_dist, 1), Independent(Normal(mu, scale), 1)
+        ).sum(),
         (mu, scale),
     )
     torch.testing.assert_close(ours, right)

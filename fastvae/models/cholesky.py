@@ -157,6 +157,7 @@ class CholeskyGaussian(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """ln q(value) = ln N(L^-1 (value - mu); 0, I) - sum_i ln L_ii, in nats."""
+        (value,), _ = tensor_arguments(value=value)
         scale, difference = _alike(self.scale_tril, (value - self.mu).unsqueeze(-1))
         eps = torch.linalg.solve_triangular(scale, difference, upper=False).squeeze(-1)
         return ops.gaussian_log_prob(eps, 0.0, 0.0, event_ndim=1) - self._log_det() / 2

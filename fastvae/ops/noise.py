@@ -34,7 +34,8 @@ __all__ = [
 Source = Tensor | torch.Generator | None
 
 Generators = torch.Generator | Sequence[torch.Generator]
-"""One for all rows, or one for each: a row's noise then does not depend on the others."""
+"""One for all rows, alone or in a list, or one for each: a row's noise then does not depend on the
+others."""
 
 _CPU = torch.device("cpu")
 _CPU_SEED = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -116,6 +117,8 @@ def make_seed(
 
 def _draw_from(generator: Any, device: torch.device, shape: Sequence[int]) -> Tensor:
     """One seed of a generator of any device, or one a row of as many generators."""
+    if isinstance(generator, list | tuple) and len(generator) == 1:
+        (generator,) = generator
     if isinstance(generator, torch.Generator):
         return draw(generator.device, generator).to(device)
     if not isinstance(generator, list | tuple):
