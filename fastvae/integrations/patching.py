@@ -24,8 +24,7 @@ class Patch:
     The classes are changed, not the names that they are imported by, so that imports before the
     patch follow it. A replacement returns NotImplemented for what it does not serve; the original
     is called then. Patches may be undone in any order: one that another has been put upon stays in
-    its place and only calls the original. Calls that `torch.compile` traces are not counted, since
-    it would compile anew for every count.
+    its place and only calls the original. Calls that `torch.compile` traces are not counted.
 
     Attributes:
         served, passed_on: how often each method was computed by fastvae, and how often not.
@@ -66,17 +65,23 @@ class Patch:
     def _instead_of(
         self, original: Callable[..., Any], replacement: Callable[..., Any], label: str
     ) -> Callable[..., Any]:
-        served, passed_on = self.served, self.passed_on
-
-        @functools.wraps(original)
-        def function(*args: Any, **kwargs: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
             if not self._on:
                 return original(*args, **kwargs)
             result = replacement(*args, **kwargs)
-            here = result is not NotImplemented
+            if result is NotImplemented:
+                self.passed_on[label] += 1
+                return original(*args, **kwargs)
+            self.served[label] += 1
+            return result
+
+        # torch.compile follows functions, but not what belongs to an object that it cannot see.
+        @functools.wraps(original)
+        def function(*args: Any, **kwargs: Any) -> Any:
             if not is_compiling():
-                (served if here else passed_on)[label] += 1
-            return result if here else original(*args, **kwargs)
+                return counted(*args, **kwargs)
+            result = replacement(*args, **kwargs)
+            return original(*args, **kwargs) if result is NotImplemented else result
 
         return function
 

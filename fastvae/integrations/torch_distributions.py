@@ -51,7 +51,7 @@ def _rsample(self: Normal, sample_shape: Any = ()) -> Any:
     if not _alike(self.loc, self.scale):
         return NotImplemented
     shape = torch.Size(sample_shape)
-    return ops.rsample(self.loc, shared(self.scale), param="std", sample_shape=shape)
+    return _or_its_error(ops.rsample, self.loc, shared(self.scale), param="std", sample_shape=shape)
 
 
 def _sample(self: Normal, sample_shape: Any = ()) -> Any:
@@ -125,7 +125,7 @@ def _as_normals(p: Distribution, q: Distribution) -> bool:
 
 
 def _or_its_error(op: Callable[..., Tensor], *args: Any, **settings: Any) -> Any:
-    """Shapes that do not broadcast are left to the original, and to its error."""
+    """Shapes that cannot be are left to the original, and to its error."""
     try:
         return op(*args, **settings)
     except ValueError:
