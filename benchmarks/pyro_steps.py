@@ -21,6 +21,8 @@ from torch import Tensor, nn
 import fastvae.integrations.pyro
 from fastvae.bench import machine
 
+ELBOS = ["TraceMeanField_ELBO", "Trace_ELBO", "TraceGraph_ELBO"]
+
 
 class VAE(nn.Module):
     """As in Pyro's tutorial, with a Gaussian likelihood of a learned sigma."""
@@ -55,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20, help="of a turn")
-    parser.add_argument("--elbos", nargs="+", default=["TraceMeanField_ELBO", "Trace_ELBO"])
+    parser.add_argument("--elbos", nargs="+", default=ELBOS)
     parser.add_argument(
         "--shapes",
         nargs="+",
