@@ -114,19 +114,15 @@ class Patch:
         return "\n".join(lines) or "nothing was called"
 
 
-def serves(*tensors: Any) -> bool:
+def serves(first: Any, *others: Any) -> bool:
     """Whether there are kernels for all of these: floating-point tensors of one device, of which
     no graph of TorchScript is made."""
-    first = tensors[0]
-    return (
-        isinstance(first, Tensor)
-        and all(
-            isinstance(t, Tensor) and t.device == first.device and t.is_floating_point()
-            for t in tensors
-        )
-        and has_kernels(first)
-        and torch._C._get_tracing_state() is None
-    )
+    if not (isinstance(first, Tensor) and first.is_floating_point() and has_kernels(first)):
+        return False
+    for t in others:  # a loop, because this is a tenth of a small call
+        if not (isinstance(t, Tensor) and t.is_floating_point() and t.device == first.device):
+            return False
+    return torch._C._get_tracing_state() is None
 
 
 def shared(t: Tensor) -> Tensor:

@@ -38,20 +38,27 @@ def patch() -> Patch:
     return patch
 
 
-def _alike(*tensors: Any) -> bool:
-    """Whether the results have the dtype that PyTorch gives them."""
-    if not serves(*tensors):
+def _alike(first: Any, *others: Any) -> bool:
+    """Whether they are served, with results of the dtype that PyTorch gives them."""
+    if not serves(first, *others):
         return False
-    dtype = tensors[0].dtype
-    wide = dtype is torch.float32 or dtype is torch.float64  # half types would become float32
-    return wide and all(t.dtype is dtype for t in tensors)
+    dtype = first.dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:  # half types would become float32
+        return False
+    for t in others:  # noqa: SIM110  a small call's time
+        if t.dtype is not dtype:
+            return False
+    return True
 
 
 def _rsample(self: Normal, sample_shape: Any = ()) -> Any:
-    if not _alike(self.loc, self.scale):
+    loc, scale = self.loc, self.scale
+    if not _alike(loc, scale):
         return NotImplemented
+    if sample_shape == ():  # a call without it is the cheapest
+        return ops.rsample(loc, shared(scale), param="std")
     shape = torch.Size(sample_shape)
-    return _or_its_error(ops.rsample, self.loc, shared(self.scale), param="std", sample_shape=shape)
+    return _or_its_error(ops.rsample, loc, shared(scale), param="std", sample_shape=shape)
 
 
 def _sample(self: Normal, sample_shape: Any = ()) -> Any:
