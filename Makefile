@@ -2,6 +2,7 @@
 # make test     set everything up in .venv, then run the tests (options: make test ARGS="-k kl")
 # make bench    set everything up, then time the ops against their peers, into benchmarks/results
 #               and docs/bench.png (with options, such as ARGS=--targets: into a new file here)
+# make docs     the pages of docs/ and a reference of every public name, into build/docs
 # make build    compile what changed and say what was built
 # make lint     all static checks           make format   format Python, C++ and CUDA
 # make sanitize all kernels under sanitizers (in part: make asan, make tsan)
@@ -39,7 +40,7 @@ ifeq ($(FASTVAE_CUDA)$(TORCH_CUDA_ARCH_LIST),)
   endif
 endif
 
-.PHONY: always train test bench sanitize asan tsan soak fuzz build lint format gpu cuda-report clean
+.PHONY: always train test bench docs sanitize asan tsan soak fuzz build lint format gpu cuda-report clean
 
 train: $(VENV)/train.done $(VENV)/build.done
 	$(BIN)/python -m fastvae train $(ARGS)
@@ -49,6 +50,10 @@ test: $(VENV)/test.done $(VENV)/build.done
 
 bench: $(VENV)/bench.done $(VENV)/build.done
 	$(BIN)/python -m fastvae bench $(or $(ARGS),--output benchmarks/results --figure docs/bench.png)
+
+docs: $(VENV)/docs.done $(VENV)/build.done
+	@$(SAY) "docs" $(BIN)/python -m sphinx -E -W --keep-going -d build/doctrees docs build/docs $(ARGS)
+	@echo "build/docs/index.html"
 
 # asan: AddressSanitizer and UBSan, on the CPU loops and the CUDA loops, compiled for the CPU;
 # tsan: ThreadSanitizer on the CPU loops.
@@ -112,7 +117,7 @@ $(VENV)/torch.done: $(VENV)/venv.done
 	@touch $@
 
 # Compiled first, where one sees how far it is; pip then finds it done.
-$(VENV)/train.done $(VENV)/test.done $(VENV)/bench.done $(VENV)/dev.done: \
+$(addprefix $(VENV)/,train.done test.done bench.done docs.done dev.done): \
   $(VENV)/torch.done pyproject.toml setup.py | $(VENV)/build.done
 	@$(SAY) "fastvae and what '$(basename $(@F))' needs" \
 	  $(PIP) --no-build-isolation --editable '.[$(basename $(@F))]'

@@ -42,16 +42,20 @@ struct Step {
                           // loop's bound
 };
 
-// How s = ln sigma^2 is kept between two numbers (fastvae/ops/bounds.py), in the order of its
-// kinds.
-enum class Bounding : int { hard, soft, straight_through, none };
+// What becomes of s before a formula reads it (fastvae/ops/bounds.py), in the order of the kinds:
+// ln sigma^2 is kept between two numbers, or s is raised to ln sigma of a sigma with a floor.
+enum class Bounding : int { hard, soft, straight_through, tanh, raised, none };
+
+// Of what number s is raised: sigma = e^{s/2}, e^s, s, sqrt(s) or softplus(s), plus the floor.
+enum class Raised : int { logvar, log_std, std, var, softplus };
 
 // How the second argument s of a Gaussian is read: ln sigma = factor * s, or factor * ln s.
 struct ScaleForm {
   bool logarithmic = true;
   float factor = 0.5f;
   Bounding bounding = Bounding::none;
-  double low = 0, high = 0;
+  Raised raised = Raised::logvar;
+  double low = 0, high = 0;  // raised: the floor and its logarithm
 };
 
 // Of values that are one of some levels: half the distance of two, its double's logarithm, and
@@ -141,7 +145,10 @@ struct Plan {
   Input input[kMaxInputs];
   Output output[kMaxOutputs];
   Input row_grad;  // in accumulation type
-  Output value;    // in accumulation type; `full` where nothing is summed
+  // By which each value is multiplied before it is summed, in accumulation type; data null: by 1.
+  // What weighs 0 counts for nothing, even if it is NaN (formulas/weights.h).
+  Input weight;
+  Output value;  // in accumulation type; `full` where nothing is summed
   // Where rows are summed: accumulation type, one number for each unit (CPU) or row (CUDA).
   void* unit_sums = nullptr;
   Noise noise;

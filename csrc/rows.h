@@ -25,8 +25,8 @@ inline Plan rows_of(const Output& output, const Plan& plan) {
   for (int d = 0; d < plan.dims; ++d) result.size[d] = plan.size[order[d]];
   for (Input& input : result.input) reorder(input.layout);
   for (Output& output : result.output) reorder(output.layout);
-  for (Layout* layout : {&result.row_grad.layout, &result.value.layout, &result.noise.row,
-                         &result.noise.column, &result.noise.sample})
+  for (Layout* layout : {&result.row_grad.layout, &result.weight.layout, &result.value.layout,
+                         &result.noise.row, &result.noise.column, &result.noise.sample})
     reorder(*layout);
   return result;
 }

@@ -59,11 +59,14 @@ def _rules(
     """
     operands = range(first, first + len(schema.operands))
     seed = operands.stop if schema.draws else None
+    weight = operands.stop + schema.draws if schema.weighs else None
     samples = len(settings.get("sample_shape", ()))
     needs = settings.get("needs", 0)
     given = [k for k in operands if arguments[k] is not None]
     ndim = max(arguments[k].ndim for k in given)
     rows = max((arguments[k].shape[0] for k in given if arguments[k].ndim == ndim), default=1)
+    if weight is not None and arguments[weight] is not None:
+        given.append(weight)
     has_rows = {k: arguments[k].ndim == ndim and arguments[k].shape[0] == rows for k in given}
     if schema.pairs:
         rows = arguments[first].shape[0]

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -50,6 +51,7 @@ class Op:
     # Of ln sigma^2 around 0. Where sigma_p is small a log-ratio multiplies what two computations of
     # its noise differ by; `exact` knows by how much, tests that compare two computations do not.
     spread: float = 1.0
+    weighted: bool = False  # by `weights`
 
     @property
     def draws(self) -> bool:
@@ -126,8 +128,18 @@ class Op:
             options["event_ndim"] = event_ndim
         if self.draws:
             options["seed"] = seed
+        if self.weighted:
+            shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+            options["weight"] = weights(shape, tensors[0].device)
         result = getattr(module, self.function)(*tensors, **options)
         return result if isinstance(result, tuple) else (result,)
+
+
+def weights(shape: Shape, device: torch.device | str = "cpu") -> Tensor:
+    """0 for some elements; of the first and the last dimension, as a mask of frames is."""
+    size = [n if d in (0, len(shape) - 1) else 1 for d, n in enumerate(shape)]
+    index = torch.arange(math.prod(size), device=device).reshape(size)
+    return torch.tensor([0.5, 0.0, 1.0, -1.0, 1.0], device=device)[index % 5]
 
 
 def from_logvar(logvar: Tensor, param: str) -> Tensor:
@@ -225,6 +237,12 @@ OPS = (
     ),
 )
 
+
+# One of each function, weighted.
+WEIGHTED = tuple(
+    replace(op, name=f"{op.name}, weighted", weighted=True)
+    for op in {(op.function, len(op.arguments)): op for op in OPS if op.sums}.values()
+)
 
 # Their gradients are not those of their values, and no finite difference finds them.
 PATH_DERIVATIVES = (

@@ -10,7 +10,7 @@ import sys
 import log_sum_cases
 import numpy as np
 import torch
-from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, gradients
+from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, WEIGHTED, gradients
 
 import fastvae
 from fastvae import backend
@@ -32,6 +32,9 @@ def fingerprint() -> dict[str, np.ndarray]:
             shape = (40, *LAYOUT_SHAPE[1:3], 21)
             tensors = [layout(t) if t.dim() == 4 else t for t in op.inputs(shape)]
             bits[f"{op.name} {name}"] = _bits(op, tensors)
+    for op in WEIGHTED:
+        for shape in SHAPES:
+            bits[f"{op.name} {shape}"] = _bits(op, op.inputs(shape))
     for name, tensors in log_sum_cases.results():
         bits[name] = _joined(tensors)
     return bits

@@ -18,7 +18,7 @@ import fastvae
 from fastvae import Bound, DiagonalGaussian
 
 INF = math.inf
-KINDS = ("hard", "soft", "straight_through")
+KINDS = ("hard", "soft", "straight_through", "tanh")
 ENDS = ((-0.5, 1.0), (-0.5, INF), (-INF, 1.0), (-INF, INF), (-30.0, 20.0))
 each_kind = pytest.mark.parametrize("kind", KINDS)
 CALLS = (("rsample_kl", 2), ("rsample_kl", 4), ("gaussian_log_prob", 3))
@@ -42,6 +42,10 @@ def test_ends(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
+    if kind == "tanh" and math.isinf(ends[1] - ends[0]):
+        pytest.skip("has finite ends")
+    if kind == "tanh" and ends == (-30.0, 20.0):
+        pytest.skip("-5 + 25 tanh(1 / 5) has no more digits around 0 than 5 has")
     op = call(name, count, Bound(*ends, kind))
     tensors = op.inputs((4, 70), dtype, device=device)
     assert_accurate(op(fastvae, tensors), exact(op, tensors), dtype)
@@ -102,7 +106,7 @@ def test_the_prior_is_not_bounded(kind: str, device: torch.device) -> None:
 @each_kind
 def test_a_number_is_bounded(kind: str, device: torch.device) -> None:
     x = torch.linspace(-1, 1, 6, device=device).view(2, 3)
-    bound = Bound(-6, INF, kind)
+    bound = Bound(-6, 6 if kind == "tanh" else INF, kind)
     ours = fastvae.gaussian_log_prob(x, 0.0, -9.0, bound=bound)
     right = fastvae.gaussian_log_prob(x, 0.0, bound(torch.tensor(-9.0, device=device)))
     torch.testing.assert_close(ours, right)

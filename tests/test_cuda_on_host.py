@@ -20,7 +20,7 @@ import fastvae
 HERE = Path(__file__).parent
 TABLES = (
     *("gradients", "values", "noise", "packed", "broadcasting", "extremes", "nll_loss"),
-    *("mixtures", "items", "colours"),
+    *("weights", "mixtures", "items", "colours"),
 )
 
 pytestmark = [

@@ -106,3 +106,41 @@ def test_the_encoders_variance_can_be_bounded(device: torch.device) -> None:
     _, logvar = model.encoder(x).chunk(2, 1)
     torch.testing.assert_close(q.logvar, logvar.clamp(-0.1, 0.1))
     model(x).loss.backward()
+
+
+# ---- Conditions ----------------------------------------------------------------------------------
+
+
+class _Conditional(torch.nn.Module):
+    """A network that adds what it is conditioned on."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(inputs, outputs)
+
+    def forward(self, x, condition):
+        shift = condition["shift"] if isinstance(condition, dict) else condition
+        return self.linear(x) + shift
+
+
+@pytest.mark.parametrize("form", [lambda c: c, lambda c: {"shift": c}], ids=["tensor", "dict"])
+def test_conditions_of_one_size_or_named(form) -> None:
+    """Where the condition is 0, all is as without one; elsewhere it is not."""
+    torch.manual_seed(0)
+    encoder, decoder = _Conditional(6, 4), _Conditional(2, 6)
+    model = fastvae.VAE(encoder, decoder, latent_shape=2).double()
+    plain = fastvae.VAE(encoder.linear, decoder.linear, latent_shape=2).double()
+    x, other = torch.randn(2, 50, 6, dtype=torch.float64).unbind()
+    options = {"batch_size": 16, "aggregate": 30, "seed": 3}
+    right = plain.report(x, **options)
+    zeros, shift = form(torch.zeros(50, 1, dtype=torch.float64)), form(torch.ones(50, 1).double())
+    assert model.report(x, condition=zeros, **options) == right
+    assert model.report(x, condition=shift, **options) != right
+    between = plain.interpolate(x, other)
+    torch.testing.assert_close(model.interpolate(x, other, condition=zeros), between)
+    assert not torch.allclose(model.interpolate(x, other, condition=shift), between)
+    model.objective = plain.objective = fastvae.IWAE(samples=5)
+    torch.testing.assert_close(model(x, zeros, seed=3).loss, plain(x, seed=3).loss)
+    assert model(x, shift, seed=3).loss != plain(x, seed=3).loss
+    found, want = (m.log_likelihood(x, 8, c, seed=3) for m, c in ((model, zeros), (plain, None)))
+    torch.testing.assert_close(found.value, want.value)

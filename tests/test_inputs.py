@@ -137,7 +137,7 @@ BAD_CALLS: dict[str, tuple[list[Call], type[Exception], str]] = {
             lambda f: f.gaussian_log_prob(M, L, param="sigma"),
         ],
         ValueError,
-        r"^param is 'sigma'; want one of 'logvar', 'log_std', 'std', 'var'$",
+        r"^param is 'sigma'; want one of 'logvar', 'log_std', 'std', 'var', 'softplus'$",
     ),
     "a bound of no log-variance": (
         [
@@ -290,3 +290,29 @@ def test_mixed_devices_name_the_device(device: torch.device) -> None:
             module.rsample(M.to(device), L)
         with pytest.raises(ValueError, match=r"^seed is on cpu; want cuda:0"):
             module.rsample(M.to(device), L.to(device), seed=SEEDS)
+
+
+OTHER_LAYOUTS = {
+    "sparse": (lambda t: t.to_sparse(), "layout torch.sparse_coo"),
+    "compressed": (lambda t: t.to_sparse_csr(), "layout torch.sparse_csr"),
+    "mkldnn": (lambda t: t.to_mkldnn(), "layout torch._mkldnn"),
+    "nested": (lambda t: torch.nested.nested_tensor([*t]), r"tensors \(nested\)"),
+}
+
+
+@pytest.mark.parametrize(("layout", "name"), OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
+@pytest.mark.parametrize("module", [fastvae, reference], ids=["fused", "reference"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR|.*nested tensors")
+def test_other_layouts_are_named(layout, name: str, module) -> None:
+    x = torch.randn(4, 6)
+    odd = layout(x)
+    for argument, call in (
+        ("mu", lambda: module.kl_divergence(odd, odd)),
+        ("logvar", lambda: module.kl_divergence(x, odd)),
+        ("mu", lambda: module.rsample(odd, 0.0)),
+        ("mean", lambda: module.gaussian_nll_loss(x, odd)),
+        ("x", lambda: module.bernoulli_log_prob(odd, x)),
+        ("weight", lambda: module.kl_divergence(x, x, weight=odd)),
+    ):
+        with pytest.raises(TypeError, match=f"{argument} is a tensor of {name}; want a dense one"):
+            call()

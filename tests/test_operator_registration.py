@@ -40,6 +40,9 @@ def operator_calls(
     def rows(n: int) -> Tensor:
         return torch.randn(shape[: ndim - n], dtype=row_type, device=a.device)
 
+    def weight(n: int) -> Tensor | None:
+        return torch.rand(shape[-1:], dtype=row_type, device=a.device) if n == 1 else None
+
     events = sorted({0, min(1, ndim), max(ndim - 1, 0), ndim})
     calls: list[tuple[Any, ...]] = []
     forward = name.removesuffix("_backward").removesuffix("_with_grad")
@@ -61,7 +64,7 @@ def operator_calls(
                     if prior[0] is None and torch.broadcast_shapes(a.shape, b.shape) != shape:
                         continue
                     upstream = (z, rows(n)) if seeds else (rows(n),)
-                    arguments = (a, b, *prior, *seeds, 0, -1, n)
+                    arguments = (a, b, *prior, *seeds, weight(n), 0, -1, n)
                     if base == "rsample_log_ratio":
                         upstream = tuple(g.expand(2, *g.shape) for g in upstream)
                         arguments = (*arguments, [2], n == 1)
@@ -74,7 +77,7 @@ def operator_calls(
                 for scale in (None, d):
                     if scale is None and torch.broadcast_shapes(a.shape, b.shape) != shape:
                         continue
-                    arguments = (a, b, scale, 0.5, 0, n)
+                    arguments = (a, b, scale, weight(n), 0.5, 0, n)
                     used = torch.broadcast_shapes(
                         *(t.shape for t in arguments[:3] if t is not None)
                     )
@@ -85,7 +88,8 @@ def operator_calls(
             shape = torch.broadcast_shapes(a.shape, b.shape)
             ndim = len(shape)
             for n in sorted({0, ndim // 2, ndim}):
-                calls += [(rows(n), a, b, n, k) for k in (1, 3)] if backward else [(a, b, n)]
+                arguments = (a, b, weight(n), n)
+                calls += [(rows(n), *arguments, k) for k in (1, 3)] if backward else [arguments]
             return calls
         case ("laplace_log_prob" | "discretized_logistic_log_prob") as base, backward:
             laplace = base == "laplace_log_prob"
@@ -95,7 +99,7 @@ def operator_calls(
                 ndim = len(shape)
                 for n in sorted({0, ndim // 2, ndim}):
                     settings = (0.5,) if laplace else (16, 0.0, 1.0)
-                    arguments = (a, b, scale, *settings, n)
+                    arguments = (a, b, scale, weight(n), *settings, n)
                     calls += [(rows(n), *arguments, 7)] if backward else [arguments]
             return calls
     # A Gaussian's bound is behind all else.

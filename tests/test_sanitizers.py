@@ -30,7 +30,7 @@ CUDA_TABLE = (sys.executable, "-c", TABLE.format("cuda_on_host.bits", "bits"))
 # Every width, empty tensors, broadcasting, values at the limits: what the tables above do not have.
 ELSEWHERE = ("test_values[", "test_gradients[", "layouts", "gradcheck", "rejects")
 OTHERS = (*PYTEST, "-k", " and ".join(f"not {word}" for word in ELSEWHERE))
-FILES = ("gradients", "values", "broadcasting", "packed", "extremes", "nll_loss")
+FILES = ("gradients", "values", "weights", "broadcasting", "packed", "extremes", "nll_loss")
 
 JOBS = {
     "cuda_asan table": CUDA_TABLE,

@@ -23,12 +23,15 @@ enum Parameter {
   kHigh,
   kSeed,
   kGenerator,
+  kWeight,
+  kMinStd,
+  kPriorParam,
   kReduction,
   kParameters
 };
 constexpr const char* kNames[kReduction - kMaxOperands] = {
-    "param", "bound", "event_ndim", "sample_shape", "path_derivative",
-    "bins",  "low",   "high",       "seed",         "generator"};
+    "param", "bound", "event_ndim", "sample_shape", "path_derivative", "bins",       "low",
+    "high",  "seed",  "generator",  "weight",       "min_std",         "prior_param"};
 
 using Values = std::array<PyObject*, kParameters>;
 
@@ -135,6 +138,8 @@ bool match_operands(const Request& request, int64_t& ndim) {
   const auto type = first.scalar_type();
   if (type != at::kFloat && type != at::kDouble && type != at::kBFloat16 && type != at::kHalf)
     return false;
+  for (const at::Tensor& t : request.operand)
+    if (t.defined() && (t.is_nested() || t.layout() != at::kStrided)) return false;
   ndim = first.dim();
   bool same = true;
   for (const at::Tensor& t : request.operand)
@@ -156,6 +161,22 @@ bool match_operands(const Request& request, int64_t& ndim) {
   return true;
 }
 
+// Whether it multiplies what is summed as it is: of the type that sums have, a constant, and
+// broadcasting to the operands.
+bool match_weight(const Request& request) {
+  const at::Tensor &weight = request.weight, &first = request.operand[0];
+  const auto type = first.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  if (weight.scalar_type() != type || weight.device() != first.device() || weight.requires_grad())
+    return false;
+  for (int64_t d = 1; d <= weight.dim(); ++d)
+    if (std::ranges::none_of(request.operand, [&](const at::Tensor& t) {
+          return t.defined() && t.dim() >= d &&
+                 (weight.size(-d) == 1 || t.size(-d) == weight.size(-d));
+        }))
+      return false;
+  return true;
+}
+
 // Whether all is ordinary.
 bool read_request(const Values& values, Request& request) {
   const Declaration& op = ops().declarations[request.op];
@@ -173,6 +194,8 @@ bool read_request(const Values& values, Request& request) {
   int64_t ndim = 0;
   if (!match_operands(request, ndim)) return false;
 
+  if (given(values[kWeight]) && !(read(values[kWeight], request.weight) && match_weight(request)))
+    return false;
   if (values[kParam] && !read_param(params[request.op], values[kParam], a.param)) return false;
   if (given(values[kBound]) && (a.param != 0 || !read_bound(values[kBound], a.bound))) return false;
   if (op.sums()) {
@@ -186,7 +209,9 @@ bool read_request(const Values& values, Request& request) {
   if (op.signature.levels && (!read(values[kBins], a.bins) || !read(values[kLow], a.low) ||
                               !read(values[kHigh], a.high) || a.bins < 2 || !(a.low < a.high)))
     return false;
-  if (given(values[kGenerator])) return false;
+  double min_std = 0;
+  if (values[kMinStd] && !(read(values[kMinStd], min_std) && min_std == 0)) return false;
+  if (given(values[kGenerator]) || given(values[kPriorParam])) return false;
   if (given(values[kSeed])) {
     const at::Tensor& seed = request.seed;
     if (!read(values[kSeed], request.seed) || seed.scalar_type() != at::kLong ||
@@ -273,6 +298,8 @@ bool read_checked(PyObject* operands, PyObject* settings, Request& request) {
   }
   PyObject* seed = op.noise ? PyDict_GetItemString(settings, "seed") : nullptr;
   if (given(seed)) request.seed = THPVariable_Unpack(seed);
+  PyObject* weight = op.sums() ? PyDict_GetItemString(settings, "weight") : nullptr;
+  if (given(weight)) request.weight = THPVariable_Unpack(weight);
   bool taken = true;
   for_each_setting(op, Direction::forward, request.arguments, [&](const char* name, auto& to) {
     PyObject* value = PyDict_GetItemString(settings, name);

@@ -64,9 +64,11 @@ PyObject* settings_of(const Request& request) {
 TensorList by_definition(const Request& request, const TensorList& grads) {
   const GilHeld held;
   const Declaration& op = ops().declarations[request.op];
-  const THPObjectPtr saved(tuple_of(size_t(op.operands + op.noise), [&](size_t k) {
-    return to_python(k < size_t(op.operands) ? request.operand[k] : request.seed);
-  }));
+  TensorList tensors(request.operand.begin(), request.operand.begin() + op.operands);
+  if (op.noise) tensors.push_back(request.seed);
+  if (op.sums()) tensors.push_back(request.weight);
+  const THPObjectPtr saved(
+      tuple_of(tensors.size(), [&](size_t k) { return to_python(tensors[k]); }));
   const THPObjectPtr settings(settings_of(request));
   const THPObjectPtr needs(tuple_of(size_t(op.operands), [&](size_t k) {
     return PyBool_FromLong(request.arguments.needs >> k & 1);

@@ -51,6 +51,7 @@ TensorList run(const Request& request, Direction direction, const at::Tensor& gr
   Handles handles;
   for (int k = 0; k < kMaxOperands; ++k) handles.operand[k] = handle_of(request.operand[k]);
   handles.seed = handle_of(request.seed);
+  handles.weight = handle_of(request.weight);
   handles.grad_z = handle_of(grad_z);
   handles.grad_value = handle_of(grad_value);
   TensorList results;
@@ -117,6 +118,7 @@ struct OpNode : Node {
     for (int k = 0; k < kMaxOperands; ++k)
       if (request.operand[k].defined()) operand_[k] = SavedVariable(request.operand[k], false);
     if (request.seed.defined()) seed_ = SavedVariable(request.seed, false);
+    if (request.weight.defined()) weight_ = SavedVariable(request.weight, false);
   }
 
   const Declaration& declaration() const { return ops().declarations[op_]; }
@@ -130,6 +132,7 @@ struct OpNode : Node {
         request.arguments.needs |= int64_t(task_should_compute_output(edge++)) << k;
     }
     request.seed = seed_.unpack();
+    request.weight = weight_.unpack();
     return request;
   }
 
@@ -168,6 +171,7 @@ struct OpNode : Node {
   void release_variables() override {
     for (SavedVariable& operand : operand_) operand.reset_data();
     seed_.reset_data();
+    weight_.reset_data();
   }
 
   template <class T>
@@ -184,6 +188,7 @@ struct OpNode : Node {
     args.collect(name());
     for (const SavedVariable& operand : operand_) args.collect(operand, false);
     args.collect(seed_, false);
+    args.collect(weight_, false);
     args.collect(arguments_.grad_value);
     for_each_setting(declaration(), Direction::forward, arguments_,
                      [&](const char*, const auto& value) { collect(args, value); });
@@ -193,9 +198,11 @@ struct OpNode : Node {
                               torch::dynamo::autograd::SwapSavedVariables& saved) override {
     for (SavedVariable& operand : operand_) saved.before(operand);
     saved.before(seed_);
+    saved.before(weight_);
     TensorList results = apply(TensorList(grads));
     for (SavedVariable& operand : operand_) saved.after(operand);
     saved.after(seed_);
+    saved.after(weight_);
     return results;
   }
 
@@ -203,7 +210,7 @@ struct OpNode : Node {
   int op_ = 0;
   Arguments arguments_;
   std::array<SavedVariable, kMaxOperands> operand_;
-  SavedVariable seed_;
+  SavedVariable seed_, weight_;
 };
 
 // Of minus the sum of all values times their weight, with gradients that were made with it and are
@@ -285,7 +292,8 @@ TensorList kept_by(const Node& node) {
 }
 
 bool is_plain(const Request& request) {
-  return is_alone() && is_dense(request.seed) && std::ranges::all_of(request.operand, is_dense);
+  return is_alone() && is_dense(request.seed) && is_dense(request.weight) &&
+         std::ranges::all_of(request.operand, is_dense);
 }
 
 TensorList call(Request& request) {

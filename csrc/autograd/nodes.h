@@ -15,6 +15,7 @@ struct Request {
   int op = 0;
   std::array<at::Tensor, kMaxOperands> operand;
   at::Tensor seed;  // undefined: to be drawn
+  at::Tensor weight;
   Arguments arguments;
 };
 

@@ -8,6 +8,7 @@
 // each type, and not for each op.
 #pragma once
 
+#include "../formulas/weights.h"
 #include "../plan.h"
 #include "elements.h"
 #include "kernels.h"
@@ -18,7 +19,16 @@ inline namespace FASTVAE_TARGET {
 
 // Offsets of every operand at the current piece, advanced by addition.
 struct Cursor {
-  enum Slot { kRowGrad, kValue, kRow, kColumn, kSample, kInput, kMost = kInput + kMaxInputs };
+  enum Slot {
+    kRowGrad,
+    kWeight,
+    kValue,
+    kRow,
+    kColumn,
+    kSample,
+    kInput,
+    kMost = kInput + kMaxInputs
+  };
 
   const Plan& plan;
   const int outputs, count;
@@ -29,6 +39,7 @@ struct Cursor {
   Cursor(const Step& step, const Plan& p, int64_t piece)
       : plan(p), outputs(kInput + step.inputs), count(outputs + step.outputs) {
     layout[kRowGrad] = &p.row_grad.layout;
+    layout[kWeight] = &p.weight.layout;
     layout[kValue] = &p.value.layout;
     layout[kRow] = &p.noise.row;
     layout[kColumn] = &p.noise.column;
@@ -87,6 +98,21 @@ void bound_backward(const Scale& scale, const A* slope, bool same, int n, A* gra
   for (int i = 0; i < n; i += V::kSize) {
     const V slopes = load(slope + (same ? 0 : i), static_cast<V*>(nullptr));
     store(grad + i, scale.bounded_backward(slopes, load(grad + i, static_cast<V*>(nullptr))));
+  }
+}
+
+// f of each of `n` weights and numbers; `to` may be where the numbers lie.
+template <class A, class F>
+void weigh(Source<A> weight, Source<A> x, int n, A* to, const F& f) {
+  using V = Vec<A>;
+  const auto read = [n](Source<A> from, int i) {
+    const A* p = from.p + (from.same ? 0 : i);
+    return from.same || n - i >= kLanes ? load(p, static_cast<V*>(nullptr))
+                                        : load_some(p, n - i, static_cast<V*>(nullptr));
+  };
+  for (int i = 0; i < n; i += kLanes) {
+    const V y = f(read(weight, i), read(x, i));
+    n - i >= kLanes ? store(to + i, y) : store_some(to + i, y, n - i);
   }
 }
 
@@ -162,6 +188,7 @@ class Loop {
     if (step.row_grad) row_grad_ = buffer();
     if (step.value) values_ = buffer();
     if (bounded_input_) bounded_ = buffer(), slope_ = buffer();
+    if (plan.weight.data) weight_ = buffer(), weighted_grad_ = buffer();
   }
 
   static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -237,6 +264,14 @@ class Loop {
     if (step_.row_grad)
       block.row_grad =
           open<A>(row_grad_, plan_.row_grad, at.offset[Cursor::kRowGrad], j, length, pieces);
+    Source<A> weight;
+    if (weight_) {
+      weight = open<A>(weight_, plan_.weight, at.offset[Cursor::kWeight], j, length, pieces);
+      if (step_.row_grad) {
+        weigh(weight, block.row_grad, n, weighted_grad_, [](V w, V grad) { return w * grad; });
+        block.row_grad = {weighted_grad_, false};
+      }
+    }
     if (step_.noise) block.eps = draw(at, j, length, pieces);
     if (bounded_input_) {
       Source<A>& s = block.in[bounded_input_];
@@ -254,14 +289,18 @@ class Loop {
       block.out[k] = out.mode == Mode::discard ? nullptr : scratch_[k];
       if (direct[k]) block.out[k] = static_cast<A*>(out.data) + at.output(k) + j;
     }
-    const bool keep_values = step_.value && (row_sums || !plan_.unit_sums);
+    const bool keep_values = step_.value && (row_sums || !plan_.unit_sums || weight_);
     if (keep_values) block.values = values_;
     const V sum = compute_(block);
+    if (weight_ && keep_values)
+      weigh(weight, {values_, false}, n, values_, [](V w, V v) { return weighted(w, v); });
 
     if (step_.value && row_sums)
       for (int64_t p = 0; p < pieces; ++p)
         row_sums[p] = A(length >= kLanes / 2 ? add_lanes<V>(values_ + p * length, length)
                                              : add(values_ + p * length, length));
+    else if (keep_values && plan_.unit_sums)
+      total_ += add_lanes<V>(values_, n);
     else if (keep_values)
       scatter(static_cast<A*>(plan_.value.data) + at.offset[Cursor::kValue], plan_.value.layout,
               values_, j, length, pieces);
@@ -269,9 +308,13 @@ class Loop {
       total_ += sum_lanes(sum);
     for (int k = 0; k < step_.outputs; ++k) {
       const Output& out = plan_.output[k];
-      if (direct[k] || !block.out[k]) continue;
+      A* const grad = block.out[k];
+      if (!grad) continue;
       if (bounded_input_ && k == bounded_input_)
-        bound_backward(Scale(plan_.settings), slope_, block.in[k].same, n, scratch_[k]);
+        bound_backward(Scale(plan_.settings), slope_, block.in[k].same, n, grad);
+      if (weight_ && step_.row_grad)  // z is no gradient
+        weigh(weight, {grad, false}, n, grad, [](V w, V g) { return weighted_backward(w, g); });
+      if (direct[k]) continue;
       if (out.mode == Mode::full)
         scatter(static_cast<T*>(out.data) + at.output(k), out.layout, scratch_[k], j, length,
                 pieces);
@@ -351,8 +394,9 @@ class Loop {
   double total_ = 0;  // over blocks, whose own sums have at most block_ / kLanes terms a lane
   A *in_[kMaxInputs], *scratch_[kMaxOutputs];
   A *row_grad_ = nullptr, *values_ = nullptr, *bounded_ = nullptr, *slope_ = nullptr;
+  A *weight_ = nullptr, *weighted_grad_ = nullptr;
   alignas(64) float noise_[2 * kLong + 2 * kNormalsPerStep];
-  alignas(64) A buffers_[(kMaxInputs + kMaxOutputs + 4) * (kLong + kLanes)];
+  alignas(64) A buffers_[(kMaxInputs + kMaxOutputs + 6) * (kLong + kLanes)];
 };
 
 template <class Op, class T>

@@ -93,7 +93,7 @@ bool alike(const Output& a, const Output& b, const Plan& plan) {
 // Whether `width` elements of every piece can be accessed at once, wherever a multiple of `width`
 // begins.
 bool can_be_wide(const Plan& plan, const Step& step, int width, int size, int one_scale) {
-  bool wide = plan.inner >= width;
+  bool wide = plan.inner >= width && !plan.weight.data;
   const auto check = [&](const void* data, const Layout& layout, int size) {
     wide &= layout.inner == 1 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
     for (int d = 0; d < plan.dims; ++d) wide &= layout.stride[d] * size % 16 == 0;

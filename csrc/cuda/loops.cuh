@@ -8,6 +8,7 @@
 // up in double, in the order of the units: one launch, and the same result in every run.
 #pragma once
 
+#include "../formulas/weights.h"
 #include "kernels.h"
 #include "piece.cuh"
 #include "sums.cuh"
@@ -31,6 +32,9 @@ struct Variant {
   static constexpr int kScale = kOneScale_ ? kStep.scale_input : -1;  // which input that is
 
   static constexpr int kBounded = kBounded_ || N == 1 ? kStep.bounded_input : 0;  // or no bound
+
+  // Values that are weighted go one by one (can_be_wide), so that others need no registers for it.
+  static constexpr bool kWeighted = N == 1 && (kStep.value || kStep.row_grad);
 
   using Single = Variant<Op, T, kSums, 1, false, false, false>;
 
@@ -109,6 +113,11 @@ struct Access {
         for (int e = 0; e < N; ++e) grad.x[e] = shared.row_grad;
       }
     }
+    A weight = 1;
+    if (V::kWeighted && plan.weight.data) {
+      weight = piece.weight[start * plan.weight.layout.inner];
+      grad.x[0] *= weight;
+    }
     const Settings settings = V::settings(plan);
 #pragma unroll
     for (int e = 0; e < N; ++e) {
@@ -125,10 +134,12 @@ struct Access {
         x[V::kBounded] = bounded.s;
       }
       value[e] = V::Op::apply(settings, x, grad.x[e], A(eps[e]), y);
+      if (V::kWeighted) value[e] = weighted(weight, value[e]);
       if constexpr (V::kBounded > 0 && V::kBounded < V::kStep.outputs)
         y[V::kBounded] = Scale(settings).bounded_backward(bounded.slope, y[V::kBounded]);
 #pragma unroll
       for (int k = 0; k < V::kStep.outputs; ++k) {
+        if (V::kWeighted && V::kStep.row_grad) y[k] = weighted_backward(weight, y[k]);
         terms[k][e] = y[k];
         narrow(y[k], out[k].x[e]);
       }

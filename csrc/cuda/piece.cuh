@@ -50,12 +50,13 @@ struct Piece {
   const T* input[I];
   T* output[O];
   const A* row_grad;
+  const A* weight;
   A* value;
   NoisePlace noise;
 
   __device__ Piece(const Plan& plan, const Cut& cut, int64_t piece, int64_t first) {
     int64_t in[I], out[O], grad = first * plan.row_grad.layout.inner;
-    int64_t number = first * plan.value.layout.inner;
+    int64_t number = first * plan.value.layout.inner, w = first * plan.weight.layout.inner;
 #pragma unroll
     for (int k = 0; k < I; ++k) in[k] = first * plan.input[k].layout.inner;
 #pragma unroll
@@ -72,6 +73,7 @@ struct Piece {
 #pragma unroll
       for (int k = 0; k < O; ++k) out[k] += index * plan.output[k].layout.stride[d];
       grad += index * plan.row_grad.layout.stride[d];
+      w += index * plan.weight.layout.stride[d];
       number += index * plan.value.layout.stride[d];
       noise.row += index * plan.noise.row.stride[d];
       noise.column += index * plan.noise.column.stride[d];
@@ -82,6 +84,7 @@ struct Piece {
 #pragma unroll
     for (int k = 0; k < O; ++k) output[k] = static_cast<T*>(plan.output[k].data) + out[k];
     row_grad = static_cast<const A*>(plan.row_grad.data) + grad;
+    weight = static_cast<const A*>(plan.weight.data) + w;
     value = static_cast<A*>(plan.value.data) + number;
     // Where neighbours differ in their rows, each looks for its seed.
     if (kStep.noise) noise.seed = seed_of(plan.noise, plan.noise.row.inner == 0 ? noise.row : 0);

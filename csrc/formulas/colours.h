@@ -27,13 +27,6 @@ struct ColourMixtureLogProb {
                                        .loop = Loop::colours};
 };
 
-template <class V>
-FASTVAE_INLINE V tanh(V t) {
-  const V e = exp(V(-2) * magnitude(t)).expm1;
-  const V y = (V(0) - e) / (V(2) + e);
-  return select(t < V(0), V(0) - y, y);
-}
-
 // The mass of x's bin, of width w between two levels, as in pixels.h, but by one logarithm and
 // three exponentials: it is added to numbers of its size, so that an absolute error is all that
 // counts. With d >= 0 the distance of x from m (in the outermost bins, outwards),

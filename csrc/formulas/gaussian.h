@@ -19,7 +19,7 @@
 namespace fastvae {
 inline namespace FASTVAE_TARGET {
 
-// s as a bound leaves it.
+// s as a bound, or a floor of sigma, leaves it.
 template <class V>
 struct Bounded {
   V s;
@@ -34,6 +34,12 @@ struct Scale : ScaleForm {
   template <class V>
   FASTVAE_INLINE Bounded<V> bounded(V s) const {
     if (bounding == Bounding::none) return {s, V(1)};
+    if (bounding == Bounding::raised) return raise(s);
+    if (bounding == Bounding::tanh) {
+      const V half = V(Real<V>(0.5 * (high - low))), middle = V(Real<V>(0.5 * (high + low)));
+      const V t = tanh((s - middle) / half);
+      return {fma(half, t, middle), fma(V(0) - t, t, V(1))};
+    }
     const V floor = V(Real<V>(low)), ceiling = V(Real<V>(high));
     if (bounding == Bounding::soft) {
       V slope(1);
@@ -51,6 +57,30 @@ struct Scale : ScaleForm {
     }
     const V hard_slope = select((s >= floor) & (ceiling >= s), V(1), V(0));
     return {at_least(floor, at_most(ceiling, s)), bounding == Bounding::hard ? hard_slope : V(1)};
+  }
+  // ln(f(s) + floor). Of f = e^a that is softplus(a - ln floor) + ln floor, which nothing exceeds;
+  // and where softplus(s) underflows, ln softplus(s) is s - e^s / 2, without a floor.
+  template <class V>
+  FASTVAE_INLINE Bounded<V> raise(V s) const {
+    const V floor = V(Real<V>(low)), log_floor = V(Real<V>(high));
+    if (raised == Raised::logvar || raised == Raised::log_std) {
+      const V unit = V(Real<V>(raised == Raised::logvar ? 0.5 : 1)), a = unit * s;
+      if (low == 0) return {a, unit};
+      const Softplus<V> above = softplus(a - log_floor);
+      return {at_least(log_floor, a) + above.tail, unit * above.sigmoid};
+    }
+    if (raised == Raised::softplus) {
+      const Softplus<V> soft = softplus(s);
+      const V sigma = soft.value + floor;
+      const V small = V(0.5) * soft.sigmoid;
+      const auto tiny = s < V(low == 0 ? -20 : -Constants<double>::infinity);
+      return {select(tiny, s - small, log(sigma)),
+              select(tiny, V(1) - small, soft.sigmoid / sigma)};
+    }
+    const bool is_variance = raised == Raised::var;
+    const V f = is_variance ? sqrt(s) : select(s < V(0), V(Constants<Real<V>>::nan), s);
+    const V sigma = f + floor;
+    return {log(sigma), (is_variance ? V(0.5) / f : V(1)) / sigma};
   }
   // The gradient by s, from that by s within the bound. Beyond a hard end it is 0, as torch.clamp's
   // is, even where the other has overflowed.

@@ -379,7 +379,8 @@ FASTVAE_INLINE V log1p(V u) {
   return log_of_parts(select(large, fma(V(0.5), u, V(-0.5)), u), select(large, V(1), V(0)));
 }
 
-// ---- Softplus and sigmoid -----------------------------------------------------------------------
+// ---- Softplus, sigmoid, tanh
+// -----------------------------------------------------------------------
 
 template <class V>
 struct Softplus {
@@ -394,6 +395,13 @@ FASTVAE_INLINE Softplus<V> softplus(V t) {
   const V u = exp(at_most(V(0) - t, t)).exp;  // e^-|t|
   const V tail = log1p(u), sum = V(1) + u;
   return {at_least(V(0), t) + tail, tail, select(t < V(0), u, V(1)) / sum, u / sum};
+}
+
+template <class V>
+FASTVAE_INLINE V tanh(V t) {
+  const V e = exp(V(-2) * magnitude(t)).expm1;
+  const V y = (V(0) - e) / (V(2) + e);
+  return select(t < V(0), V(0) - y, y);
 }
 
 // ---- sin and cos of pi x, |x| <= 1/4 ------------------------------------------------------------

@@ -11,14 +11,14 @@ namespace fastvae {
 // Handles are given away with the call; null stands for what is not given or not wanted.
 struct Handles {
   std::array<AtenTensorHandle, kMaxOperands> operand{};
-  AtenTensorHandle seed = nullptr, grad_z = nullptr, grad_value = nullptr;
+  AtenTensorHandle seed = nullptr, weight = nullptr, grad_z = nullptr, grad_value = nullptr;
 };
 using OutputHandles = InlineVector<AtenTensorHandle, kMaxOperands + 1>;
 
 struct Api {
   // Both binaries must have been built from the same sources.
   int ops = kOps;
-  int size = sizeof(Declaration) * 1000 + sizeof(Arguments);
+  int64_t size = int64_t(sizeof(Declaration) * 1000 + sizeof(Arguments)) * 1000 + sizeof(Handles);
 
   const Declaration* declarations = nullptr;
   const char* (*name)(int op, Direction direction) = nullptr;

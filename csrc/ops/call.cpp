@@ -83,11 +83,18 @@ ScaleForm scale_form(const char* name, int64_t param) {
 Call::Call(const char* op, int64_t param, const OptionalBound& bound) : op_(op) {
   plan_.settings.scale = scale_form(op, param);
   if (!bound) return;
-  if (bound->size() != 3 || !((*bound)[0] >= 0 && (*bound)[0] < int(Bounding::none)))
-    fail("bound is not a kind, 0 ... 2, with its two ends");
-  plan_.settings.scale.bounding = Bounding(int((*bound)[0]));
-  plan_.settings.scale.low = (*bound)[1];
-  plan_.settings.scale.high = (*bound)[2];
+  constexpr int kRaised = int(Bounding::raised), kForms = int(Raised::softplus) + 1;
+  ScaleForm& scale = plan_.settings.scale;
+  if (bound->size() != 3 || !((*bound)[0] >= 0 && (*bound)[0] < kRaised + kForms))
+    fail("bound is not a kind, 0 ... 8, with its two ends");
+  const int kind = int((*bound)[0]);
+  scale.bounding = Bounding(std::min(kind, kRaised));
+  scale.low = (*bound)[1];
+  scale.high = (*bound)[2];
+  if (kind < kRaised) return;
+  if (param != 1) fail("what is raised is read as ln sigma; want param 1");
+  scale.raised = Raised(kind - kRaised);
+  scale.high = std::log(scale.low);
 }
 
 void Call::fail(const std::string& message) const { fail_in(op_, message); }
@@ -160,9 +167,10 @@ void Call::counts(int64_t param, bool data_gradient) {
   plan_.settings.counts = {param == 1, data_gradient};
 }
 
-void Call::rows(int64_t event_ndim) {
+void Call::rows(int64_t event_ndim, const OptionalTensor& weight) {
   if (event_ndim < 0) fail("event_ndim is " + std::to_string(event_ndim) + ", want at least 0");
   event_ndim_ = event_ndim;
+  if (weight) weight_ = operand("weight", *weight);
 }
 
 void Call::grad_output(const OptionalTensor& grad) {
@@ -214,6 +222,16 @@ void Call::finish_shape() {
       fail(std::string(input.name) + " is packed and must not be broadcast from " +
            text(input.sizes) + " to " + text(shape_));
     input.strides = spread(input, input.strides);
+  }
+  if (weight_) {
+    check_type(*weight_, accumulate_);
+    const Dims& sizes = weight_->sizes;
+    bool broadcasts = sizes.size() <= base.size();
+    for (size_t d = 0; broadcasts && d < sizes.size(); ++d)
+      broadcasts = sizes[d] == 1 || sizes[d] == base[base.size() - sizes.size() + d];
+    if (!broadcasts)
+      fail("weight of shape " + text(sizes) + " does not broadcast to " + text(base));
+    weight_->strides = spread(*weight_, weight_->strides);
   }
   if (grad_output_) {
     if (!grad_output_->tensor) {

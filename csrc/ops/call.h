@@ -61,8 +61,8 @@ class Call {
   // Values are counts; `param` says whether their means are logarithms, `data_gradient` whether the
   // values' own gradient is wanted.
   void counts(int64_t param, bool data_gradient);
-  // The last `event_ndim` dimensions are one row, to be summed.
-  void rows(int64_t event_ndim);
+  // The last `event_ndim` dimensions are one row, to be summed, each value times its `weight`.
+  void rows(int64_t event_ndim, const OptionalTensor& weight);
 
   // Upstream gradients: of z, an input with the common shape, 0 if not given; of the rows' sums, or
   // one number for all of them.
@@ -125,7 +125,7 @@ class Call {
   Place place_;
 
   InlineVector<Operand, kMaxInputs> inputs_;
-  std::optional<Operand> grad_output_, grad_value_, output_, value_;
+  std::optional<Operand> weight_, grad_output_, grad_value_, output_, value_;
   InlineVector<std::optional<Gradient>, kMaxOutputs> gradients_;
   OptionalTensor seed_;
   Dims sample_shape_;

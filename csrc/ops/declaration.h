@@ -2,7 +2,8 @@
 // torch.
 //
 // Every operator takes its arguments in one order: the upstream gradients of z and of the value (in
-// `_backward` and `_with_grad`), the operands, the seed, and the settings of for_each_setting().
+// `_backward` and `_with_grad`), the operands, the seed, the weight of what is summed, and the
+// settings of for_each_setting().
 #pragma once
 
 #include <array>
@@ -40,7 +41,7 @@ struct Declaration {
   constexpr bool value() const { return signature.value; }
   constexpr bool sums() const {
     return value() && signature.loop == Loop::map;
-  }  // takes `event_ndim`
+  }  // takes `weight` and `event_ndim`
   constexpr bool counts() const { return signature.rates[0]; }  // takes `param`
   // Whether operand `k` may be left out.
   constexpr bool is_optional(int k) const {

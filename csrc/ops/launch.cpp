@@ -42,7 +42,7 @@ bool Call::collapse(const Step& step) {
     bool output = false;
     Dims collapsed = {};  // strides of the collapsed dimensions
   };
-  InlineVector<Column, kMaxInputs + kMaxOutputs + 6> columns;
+  InlineVector<Column, kMaxInputs + kMaxOutputs + 7> columns;
   const size_t rank = shape_.size();
   for (size_t k = 0; k < inputs_.size(); ++k)
     if (inputs_[k].tensor)
@@ -53,6 +53,7 @@ bool Call::collapse(const Step& step) {
       columns.push_back(
           {gradients_[k]->operand.strides, &plan_.output[k].layout, &gradients_[k]->operand, true});
   if (grad_value_) columns.push_back({grad_value_->strides, &plan_.row_grad.layout, &*grad_value_});
+  if (weight_) columns.push_back({weight_->strides, &plan_.weight.layout, &*weight_});
 
   const Dims event(shape_.end() - std::max<int64_t>(event_ndim_, 0), shape_.end());
   sums_ = step.value && product(event) != 1;
@@ -190,6 +191,7 @@ void Call::launch(int step_index, const Step& step) {
     if (inputs_[k].tensor) p.input[k].data = address(inputs_[k], dtype_);
   }
   if (grad_value_) p.row_grad.data = address(*grad_value_, accumulate_);
+  if (weight_) p.weight.data = address(*weight_, accumulate_);
   if (seed_) p.noise.seed = static_cast<const int64_t*>(seed_->data_ptr());
   if (output_) p.output[0].write(Mode::full, address(*output_, dtype_));
   for (size_t k = 0; k < gradients_.size(); ++k)

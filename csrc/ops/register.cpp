@@ -3,8 +3,11 @@
 // In all of them `param` is 0 logvar, 1 log_std, 2 std, 3 var, or of counts 0 for their means, 1
 // for the logarithms; a Gaussian whose second tensor is none is packed, its halves lying along
 // `packed_dim`; `needs` has bit i set if the gradient of the i-th operand is wanted, and what is
-// not wanted comes back undefined (None). `bound` is none, or applies to `logvar`: 0 hard, 1 soft
-// or 2 straight-through, low, high. `_with_grad` returns the value too, and the gradients for the
+// not wanted comes back undefined (None). `bound` is none, or applies to `logvar`: 0 hard, 1 soft,
+// 2 straight-through or 3 tanh, low, high; or 4 ... 8, a number s of which sigma is made by
+// e^{s/2}, e^s, s, sqrt(s), softplus(s), plus low, which is then read by `param` 1. `weight`,
+// float32 (float64 for float64), broadcasts to the operands and multiplies each value before it is
+// summed; it gets no gradient. `_with_grad` returns the value too, and the gradients for the
 // upstream gradients `grad_value` of it.
 #include <torch/csrc/stable/library.h>
 
@@ -44,6 +47,7 @@ std::string schema(int index, Direction direction) {
     tensor(may_lack_gradients(op), std::string("grad_") + op.signature.value);
   for (int k = 0; k < op.operands; ++k) tensor(op.is_optional(k), op.signature.operands[k]);
   if (op.noise) tensor(false, "seed");
+  if (op.sums()) tensor(true, "weight");
   const Arguments arguments;
   for_each_setting(op, direction, arguments, [&](const std::string& name, const auto& value) {
     in.push_back(type(value) + " " + name + (name == "bound" ? "=None" : ""));
@@ -86,6 +90,7 @@ void take_arguments(Stack stack, const Declaration& op, Direction direction, Ten
   if (!forward && op.value()) stack.take(tensors.grad_value, may_lack_gradients(op));
   for (int k = 0; k < op.operands; ++k) stack.take(tensors.operand[k], op.is_optional(k));
   if (op.noise) stack.take(tensors.seed, false);
+  if (op.sums()) stack.take(tensors.weight, true);
   for_each_setting(op, direction, arguments, [&](const char*, auto& value) { stack.take(value); });
 }
 

@@ -84,7 +84,7 @@ Outputs run(int index, Direction direction, const Tensors& tensors, const Argume
   if (kernels.step.noise) call.noise(*tensors.seed, a.sample_shape);
   if (op.signature.levels) call.levels(a.bins, a.low, a.high);
   if (op.counts()) call.counts(a.param, a.needs & 1);
-  if (sums) call.rows(a.event_ndim);
+  if (sums) call.rows(a.event_ndim, tensors.weight);
   Outputs results;
   if (direction == Direction::forward) {
     if (z) results.push_back(call.output());

@@ -20,7 +20,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 struct Tensors {
   std::array<OptionalTensor, kMaxOperands> operand;
-  OptionalTensor seed;
+  OptionalTensor seed, weight;
   OptionalTensor grad_z, grad_value;
 };
 

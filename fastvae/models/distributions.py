@@ -13,9 +13,17 @@ from torch.distributions import Distribution, Normal, constraints
 from torch.overrides import has_torch_function_unary
 
 from .. import ops
-from ..ops.arguments import TensorLike, check_bound, check_param, event_dims, tensor_arguments
-from ..ops.bounds import Bound
-from ..ops.elements import computed_in, log_sigma, sigma
+from ..ops.arguments import (
+    TensorLike,
+    check_bound,
+    check_param,
+    event_dims,
+    tensor_arguments,
+    weight_argument,
+)
+from ..ops.bounds import Bound, Raised
+from ..ops.elements import computed_in, log_sigma, of_log_sigma, sigma
+from ..ops.forms import scale_form
 from ..ops.noise import Generators, Source, draw, make_seed
 from ..ops.op import OPS
 
@@ -32,8 +40,11 @@ class DiagonalGaussian(Distribution):
 
     Args:
         mu, logvar: tensors or numbers that broadcast against each other.
-        param: what `logvar` is: "logvar", "log_std", "std" or "var".
-        bound: of `logvar`, with `param="logvar"`. The attribute `logvar` is what it leaves.
+        param: what `logvar` is: "logvar", "log_std", "std", "var", or "softplus", of which sigma is
+            ln(1 + e^s).
+        min_std: added to sigma.
+        bound: of `logvar`, with `param="logvar"`. The attribute `logvar` is what it leaves; of a
+            softplus or with a `min_std` that is ln sigma, and `param` is "log_std".
         event_ndim: how many trailing dimensions are one event.
         validate_args: check the values given to `log_prob` (which waits for a GPU). Off by default.
 
@@ -50,14 +61,15 @@ class DiagonalGaussian(Distribution):
         logvar: TensorLike,
         *,
         param: str = "logvar",
-        bound: Bound | None = None,
+        min_std: float = 0.0,
+        bound: Bound | Raised | None = None,
         event_ndim: int | None = None,
         validate_args: bool | None = False,
     ) -> None:
         (self.mu, self._given), shape = tensor_arguments(mu=mu, logvar=logvar)
         self._params: Tensor | None = None
         self._packed_dim = -1
-        self._set_form(param, bound)
+        self._set_form(param, bound, min_std)
         self._set_shape(event_ndim, shape, validate_args)
 
     @classmethod
@@ -67,7 +79,8 @@ class DiagonalGaussian(Distribution):
         dim: int = 1,
         *,
         param: str = "logvar",
-        bound: Bound | None = None,
+        min_std: float = 0.0,
+        bound: Bound | Raised | None = None,
         event_ndim: int | None = None,
         validate_args: bool | None = False,
     ) -> DiagonalGaussian:
@@ -96,13 +109,14 @@ class DiagonalGaussian(Distribution):
         self._packed_dim = dim % params.dim()
         shape = list(params.shape)
         shape[dim] //= 2
-        self._set_form(param, bound)
+        self._set_form(param, bound, min_std)
         self._set_shape(event_ndim, torch.Size(shape), validate_args)
         return self
 
-    def _set_form(self, param: str, bound: Bound | None) -> None:
-        self._code, self._numbers = check_param(param), check_bound(bound, param)
+    def _set_form(self, param: str, bound: Bound | Raised | None, min_std: float = 0.0) -> None:
+        param, bound = scale_form(param, bound, min_std)
         self.param, self.bound = param, bound
+        self._code, self._numbers = check_param(param), check_bound(bound, param)
 
     def _set_shape(
         self, event_ndim: int | None, shape: torch.Size, validate_args: bool | None
@@ -203,13 +217,17 @@ class DiagonalGaussian(Distribution):
         eps = ops.rsample(zeros.expand(self._shape), 0.0, sample_shape=sample_shape, seed=source)
         return self.rsample(sample_shape, seed=source), eps
 
-    def kl(self, prior: DiagonalGaussian | None = None) -> Tensor:
-        """KL(self || prior) in nats, of shape `batch_shape`; the prior is N(0, I) if None."""
+    def kl(
+        self, prior: DiagonalGaussian | None = None, *, weight: TensorLike | None = None
+    ) -> Tensor:
+        """KL(self || prior) in nats, of shape `batch_shape`; the prior is N(0, I) if None. `weight`
+        is of each element, as in `fastvae.kl_divergence`."""
         self._check_prior(prior)
         if packed := self._packed(prior):
             return OPS["kl_divergence"].run(
                 packed,
                 {
+                    "weight": weight_argument(weight, self._params, self._shape),
                     "param": self._code,
                     "packed_dim": self._packed_dim,
                     "event_ndim": self.event_ndim,
@@ -223,22 +241,25 @@ class DiagonalGaussian(Distribution):
             param=self.param,
             bound=self.bound,
             event_ndim=self.event_ndim,
+            weight=weight,
         )
 
     def rsample_kl(
         self,
         prior: DiagonalGaussian | None = None,
         *,
+        weight: TensorLike | None = None,
         seed: Tensor | int | None = None,
         generator: Generators | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`rsample()` and `kl(prior)` in one pass."""
+        """`rsample()` and `kl(prior, weight=weight)` in one pass."""
         self._check_prior(prior)
         if packed := self._packed(prior):
             return OPS["rsample_kl"].run(
                 packed,
                 {
                     "seed": self._make_seed(seed, generator),
+                    "weight": weight_argument(weight, self._params, self._shape),
                     "param": self._code,
                     "packed_dim": self._packed_dim,
                     "event_ndim": self.event_ndim,
@@ -252,6 +273,7 @@ class DiagonalGaussian(Distribution):
             param=self.param,
             bound=self.bound,
             event_ndim=self.event_ndim,
+            weight=weight,
             seed=seed,
             generator=generator,
         )
@@ -261,6 +283,7 @@ class DiagonalGaussian(Distribution):
         prior: DiagonalGaussian | None = None,
         sample_shape: Sequence[int] = (),
         *,
+        weight: TensorLike | None = None,
         path_derivative: bool = False,
         seed: Tensor | int | None = None,
         generator: Generators | None = None,
@@ -273,6 +296,7 @@ class DiagonalGaussian(Distribution):
                 packed,
                 {
                     "seed": self._make_seed(seed, generator),
+                    "weight": weight_argument(weight, self._params, self._shape),
                     "param": self._code,
                     "packed_dim": self._packed_dim,
                     "event_ndim": self.event_ndim,
@@ -289,6 +313,7 @@ class DiagonalGaussian(Distribution):
             bound=self.bound,
             sample_shape=sample_shape,
             event_ndim=self.event_ndim,
+            weight=weight,
             path_derivative=path_derivative,
             seed=seed,
             generator=generator,
@@ -414,11 +439,4 @@ class DiagonalGaussian(Distribution):
 
 def _convert(s: Tensor, source: str, target: str) -> Tensor:
     """The second argument of a Gaussian, read by `source`, as `target` wants it."""
-    h = log_sigma(s, source)
-    converted = {
-        "logvar": lambda: 2 * h,
-        "log_std": lambda: h,
-        "std": h.exp,
-        "var": (2 * h).exp,
-    }[target]()
-    return converted.to(s.dtype)
+    return of_log_sigma(log_sigma(s, source), target).to(s.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.arguments import whole
+from .conditions import each_tensor, examples
 from .distributions import DiagonalGaussian
 from .importance import log_weights
 from .priors import Posterior
@@ -74,6 +75,7 @@ class Report:
 def report(
     model: VAE,
     x: Tensor,
+    condition: Any = None,
     *,
     samples: int = 16,
     batch_size: int = 256,
@@ -88,6 +90,8 @@ def report(
     Args:
         model: in evaluation mode.
         x: [N, ...].
+        condition: of each of them, [N, ...]. q(z) is then the mean over x of q(z | x, condition),
+            and ln p(z) in KL(q(z) || p(z)) that of each example's condition.
         samples: of z for each example.
         batch_size: examples at a time.
         aggregate: at most so many of the examples, the first, make up q(z); the cost grows with its
@@ -107,20 +111,23 @@ def report(
     rate = distortion = 0.0
     modes: list[Tensor] = []
     elements: list[Tensor] = []
-    for batch, key in zip(batches, seeds, strict=True):
-        q = model.encode(batch)
-        weights = log_weights(model, batch, samples, q=q, seed=key)
-        exact = model.prior.kl(q)
+    given = examples(condition, batch_size)
+    for batch, key, c in zip(batches, seeds, given, strict=False):
+        q = model.encode(batch, c)
+        weights = log_weights(model, batch, samples, c, q=q, seed=key)
+        exact = model.prior.kl(q, c)
         kl = -weights.log_ratio.mean(0) if exact is None else exact
         rate += kl.sum().item()
         distortion -= weights.log_likelihood.mean(0).sum().item()
         modes.append(q.mode.flatten(1))
-        of_each = model.prior.kl(q, elementwise=True)
+        of_each = model.prior.kl(q, c, elementwise=True)
         if of_each is not None:
             elements.append(of_each.flatten(1).sum(0))
     n, size = len(x), math.prod(x.shape[1:])
     rate, distortion = rate / n, distortion / n
-    information, marginal_kl = _aggregate(model, x[:aggregate].split(batch_size), generator)
+    first = each_tensor(condition, lambda t: t[:aggregate])
+    batches = list(zip(x[:aggregate].split(batch_size), examples(first, batch_size), strict=False))
+    information, marginal_kl = _aggregate(model, batches, generator)
     variance = torch.cat(modes).double().var(0, correction=0)
     bits = (rate + distortion) / math.log(2)
     return Report(
@@ -139,16 +146,16 @@ def report(
 
 
 def _aggregate(
-    model: VAE, batches: tuple[Tensor, ...], generator: torch.Generator | None
+    model: VAE, batches: list[tuple[Tensor, Any]], generator: torch.Generator | None
 ) -> tuple[float, float]:
     """I(x; z) and KL(q(z) || p(z)), from one z of each example."""
-    posteriors: list[Posterior] = [model.encode(batch) for batch in batches]
-    n = sum(len(batch) for batch in batches)
+    posteriors: list[Posterior] = [model.encode(batch, condition) for batch, condition in batches]
+    n = sum(len(batch) for batch, _ in batches)
     information = marginal_kl = 0.0
-    for q in posteriors:
+    for q, (_, condition) in zip(posteriors, batches, strict=True):
         z = q.rsample(generator=generator)
         log_aggregate = _log_aggregate(z, posteriors, n)
-        log_prior = model.prior.log_prob(z, event_ndim=len(q.event_shape))
+        log_prior = model.prior.log_prob(z, condition, event_ndim=len(q.event_shape))
         information += (q.log_prob(z) - log_aggregate).sum().item()
         marginal_kl += (log_aggregate - log_prior).sum().item()
     return information / n, marginal_kl / n

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ..ops.arguments import as_shape, check_param
 from ..ops.bounds import Bound
+from ..ops.forms import scale_form
 from . import importance, information
+from .conditions import each_tensor
 from .distributions import DiagonalGaussian
 from .importance import LogLikelihood
 from .likelihoods import Gaussian, Likelihood
@@ -40,7 +42,8 @@ class VAE(nn.Module):
         prior: p(z); default `StandardNormal()`.
         objective: what `forward` computes; default `ELBO()`. A plain attribute, as its fields are.
         dim: the dimension of the encoder's output that holds the two halves.
-        param: what the second half is: "logvar", "log_std", "std" or "var".
+        param: what the second half is: "logvar", "log_std", "std", "var" or "softplus".
+        min_std: added to sigma_q.
         bound: of the encoder's ln sigma_q^2 (with `param="logvar"`).
         posterior: from the encoder's output to q(z | x), in place of the two halves; such as
             `CholeskyGaussian.from_params` for a full covariance.
@@ -59,6 +62,8 @@ class VAE(nn.Module):
         >>> images = model.sample(64)
     """
 
+    min_std = 0.0  # of models that were saved before there was one
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -70,11 +75,12 @@ class VAE(nn.Module):
         objective: Objective | None = None,
         dim: int = 1,
         param: str = "logvar",
+        min_std: float = 0.0,
         bound: Bound | None = None,
         posterior: Callable[[Tensor], Posterior] | None = None,
     ) -> None:
         super().__init__()
-        check_param(param)
+        check_param(scale_form(param, bound, min_std)[0])
         if bound is not None and (param != "logvar" or posterior is not None):
             raise ValueError("bound is given; want param='logvar' and no posterior with it")
         if latent_shape is not None:
@@ -87,6 +93,7 @@ class VAE(nn.Module):
         self.objective: Objective = ELBO() if objective is None else objective
         self.dim = dim
         self.param = param
+        self.min_std = min_std
         self.bound = bound
         self.posterior = posterior
 
@@ -109,7 +116,9 @@ class VAE(nn.Module):
         if self.posterior is not None:
             q = self.posterior(params)
         else:
-            q = DiagonalGaussian.from_params(params, self.dim, param=self.param, bound=self.bound)
+            q = DiagonalGaussian.from_params(
+                params, self.dim, param=self.param, min_std=self.min_std, bound=self.bound
+            )
         if self.latent_shape is not None and q.event_shape != self.latent_shape:
             raise ValueError(
                 f"encoder returned shape {list(params.shape)}, a latent_shape of "
@@ -123,14 +132,16 @@ class VAE(nn.Module):
         Args:
             z: [B, *latent_shape], with `sample_ndim` more dimensions in front, which the decoder
                 does not see: it gets one long batch.
-            condition: the decoder's second argument, [B, ...].
+            condition: the decoder's second argument, [B, ...], or a dictionary, list or tuple of
+                such.
         """
         if sample_ndim == 0:
             return self.decoder(z) if condition is None else self.decoder(z, condition)
         shape = z.shape[: sample_ndim + 1]
         flat = z.flatten(0, sample_ndim)
-        if condition is not None:
-            condition = condition.expand(*shape, *condition.shape[1:]).flatten(0, sample_ndim)
+        condition = each_tensor(
+            condition, lambda t: t.expand(*shape, *t.shape[1:]).flatten(0, sample_ndim)
+        )
         return self.decode(flat, condition).unflatten(0, shape)
 
     def log_prob(self, x: Tensor, decoded: Tensor, condition: Any = None) -> Tensor:
@@ -228,20 +239,24 @@ class VAE(nn.Module):
         return self.likelihood.sample(decoded, seed=seed, generator=generator, **context)
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, other: Tensor, steps: int = 8) -> Tensor:
+    def interpolate(
+        self, x: Tensor, other: Tensor, steps: int = 8, condition: Any = None
+    ) -> Tensor:
         """E[x | z] along the straight lines between the modes of q(z | x) and q(z | other), ends
-        included, without gradients: [steps, B, ...] for two batches [B, ...].
+        included, without gradients: [steps, B, ...] for two batches [B, ...], of one condition.
 
         Raises:
             ValueError: `steps` below 2.
         """
         if steps < 2:
             raise ValueError(f"steps is {steps}; want at least 2")
-        start, end = self.encode(x).mode, self.encode(other).mode
+        start, end = self.encode(x, condition).mode, self.encode(other, condition).mode
         t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
         z = torch.lerp(start, end, t.reshape(-1, *(1,) * start.dim()))
-        decoded = self.decode(z.flatten(0, 1))
-        return self.likelihood.mean(decoded).unflatten(0, (steps, -1))
+        decoded = self.decode(z, condition, sample_ndim=1)
+        context = self.likelihood.context(condition)
+        each = [self.likelihood.mean(of_step, **context) for of_step in decoded]
+        return torch.stack(each)
 
     # ---- What it is worth ------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from .bounds import Bound, Numbers
+from .bounds import Bound, Numbers, Raised
 
 __all__ = [
     "PARAMS",
@@ -29,6 +30,7 @@ __all__ = [
     "gaussians",
     "log_prob_arguments",
     "tensor_arguments",
+    "weight_argument",
     "whole",
 ]
 
@@ -58,11 +60,13 @@ def check_param(param: str, params: Sequence[str] = PARAMS) -> int:
         ValueError: `param` is not one of `params`.
     """
     if param not in params:
-        raise ValueError(f"param is {param!r}; want one of {', '.join(map(repr, params))}")
+        more = ("softplus",) if params is PARAMS else ()
+        names = ", ".join(map(repr, (*params, *more)))
+        raise ValueError(f"param is {param!r}; want one of {names}")
     return params.index(param)
 
 
-def check_bound(bound: Bound | None, param: str) -> Numbers | None:
+def check_bound(bound: Bound | Raised | None, param: str) -> Numbers | None:
     """A bound as the kernels take it.
 
     Raises:
@@ -71,6 +75,8 @@ def check_bound(bound: Bound | None, param: str) -> Numbers | None:
     """
     if bound is None:
         return None
+    if isinstance(bound, Raised):
+        return bound.numbers
     if not isinstance(bound, Bound):
         raise TypeError(f"bound is a {type(bound).__name__}; want a fastvae.Bound or None")
     if param != "logvar":
@@ -79,9 +85,9 @@ def check_bound(bound: Bound | None, param: str) -> Numbers | None:
 
 
 def check_reduction(reduction: str) -> None:
-    """Raises ValueError if `reduction` is neither "mean" nor "sum"."""
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction is {reduction!r}; want 'mean' or 'sum'")
+    """Raises ValueError if `reduction` is none of "mean", "sum" and "weighted_mean"."""
+    if reduction not in ("mean", "sum", "weighted_mean"):
+        raise ValueError(f"reduction is {reduction!r}; want 'mean', 'sum' or 'weighted_mean'")
 
 
 def check_levels(bins: int, low: float, high: float) -> None:
@@ -112,17 +118,21 @@ def tensor_arguments(**arguments: TensorLike) -> tuple[list[Tensor], torch.Size]
     default dtype. The tensors keep their own shapes: kernels broadcast while reading.
 
     Raises:
-        TypeError: an argument is no tensor or number, or of another dtype, such as complex.
+        TypeError: an argument is no tensor or number, is sparse or nested, or is of another dtype,
+            such as complex.
         ValueError: the devices differ, or the shapes do not broadcast.
     """
     first, *others = arguments.values()
     if isinstance(first, Tensor):
+        if not _is_dense(first):
+            return _canonical(arguments)
         shape, dtype, device = first.shape, first.dtype, first.device
         alike = dtype in _DTYPES
         for value in others:
             alike = (
                 alike
                 and isinstance(value, Tensor)
+                and _is_dense(value)
                 and value.shape == shape
                 and value.dtype == dtype
                 and value.device == device
@@ -156,6 +166,15 @@ def log_prob_arguments(
     A number is not made a tensor, so that it is not rounded to a half type.
     """
     (value,) = scale.values()
+    if (
+        is_compiling()
+        and isinstance(value, int | float)
+        and isinstance(mean, Tensor)
+        and mean.dtype in (torch.float32, torch.float64)
+    ):
+        # A number is a constant of the graph, and one that changes would have it compiled anew.
+        value = torch.full((), value, dtype=mean.dtype, device=mean.device)
+        scale = dict.fromkeys(scale, value)
     if isinstance(value, int | float):
         data, shape = tensor_arguments(x=x, mean=mean)
         return (*data, None), float(value), shape
@@ -163,8 +182,42 @@ def log_prob_arguments(
     return operands, 0.0, shape
 
 
+def weight_argument(
+    weight: TensorLike | None, like: Tensor | None, shape: torch.Size
+) -> Tensor | None:
+    """What multiplies the values of operands `like` one of them, whose common shape is `shape`, in
+    the type that these have: float64 for float64, else float32.
+
+    Raises:
+        TypeError: it is no tensor or number, or of another dtype, such as complex.
+        ValueError: it is on another device, does not broadcast to `shape`, or wants a gradient.
+    """
+    if weight is None:
+        return None
+    assert like is not None
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if isinstance(weight, Real):
+        return torch.full((), float(weight), dtype=dtype, device=like.device)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is a {type(weight).__name__}; want a tensor, a number or None")
+    _check_dense("weight", weight)
+    _computing_dtype("weight", weight.dtype)
+    if weight.requires_grad:
+        raise ValueError("weight requires a gradient, and gets none; want weight.detach()")
+    if weight.device != like.device:
+        raise ValueError(f"weight is on {weight.device}, the operands on {like.device}")
+    missing = len(shape) - weight.dim()
+    if missing < 0 or any(n not in (1, shape[missing + d]) for d, n in enumerate(weight.shape)):
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; want one that broadcasts to {list(shape)}"
+        )
+    return weight.to(dtype)
+
+
 def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Size]:
     given = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    for name, t in given.items():
+        _check_dense(name, t)
     default = "the default", torch.empty((), dtype=torch.get_default_dtype())
     first_name, first = next(iter(given.items()), default)
     dtypes = [_computing_dtype(name, value.dtype) for name, value in given.items()]
@@ -190,6 +243,16 @@ def _canonical(arguments: dict[str, TensorLike]) -> tuple[list[Tensor], torch.Si
             f"{name} {list(tensor.shape)}" for name, tensor in zip(arguments, tensors, strict=True)
         )
         raise ValueError(f"shapes do not broadcast: {shapes}") from None
+
+
+def _is_dense(t: Tensor) -> bool:
+    return t.layout is torch.strided and not t.is_nested
+
+
+def _check_dense(name: str, t: Tensor) -> None:
+    if not _is_dense(t):
+        kind = "tensors (nested)" if t.is_nested else f"layout {t.layout}"
+        raise TypeError(f"{name} is a tensor of {kind}; want a dense one")
 
 
 def _computing_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

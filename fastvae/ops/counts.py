@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from .arguments import TensorLike, check_param, event_dims, tensor_arguments
+from .arguments import TensorLike, check_param, event_dims, tensor_arguments, weight_argument
 from .declare import declare, loss_of
 from .elements import event_total
 from .op import Request
@@ -71,7 +71,12 @@ def _unused(x: Tensor, mean: Tensor) -> Tensor:
 
 @declare(_poisson, eager=_poisson_eager, params=_RATES)
 def poisson_log_prob(
-    x: TensorLike, rate: TensorLike, *, param: str = "rate", event_ndim: int | None = None
+    x: TensorLike,
+    rate: TensorLike,
+    *,
+    param: str = "rate",
+    event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """x ln m - m - ln x!, the Poisson distribution of mean m.
 
@@ -80,13 +85,18 @@ def poisson_log_prob(
         rate: m, or with `param="log_rate"` its logarithm.
         param: "rate" or "log_rate".
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: of each element, as in `kl_divergence`: a mask of what is missing.
 
     Returns:
         Nats, of shape `rate.shape[:-event_ndim]`.
     """
     code = check_param(param, _RATES)
     operands, shape = tensor_arguments(x=x, rate=rate)
-    return operands, {"param": code, "event_ndim": event_dims(event_ndim, len(shape))}
+    return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
+        "param": code,
+        "event_ndim": event_dims(event_ndim, len(shape)),
+    }
 
 
 poisson_nll_loss = loss_of(poisson_log_prob)
@@ -161,6 +171,7 @@ def negative_binomial_log_prob(
     *,
     param: str = "mean",
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """ln of the negative binomial distribution of mean m and inverse dispersion theta.
 
@@ -179,13 +190,18 @@ def negative_binomial_log_prob(
             the others in the kernel.
         param: "mean", or "log" where `mean` and `theta` are logarithms.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: of each element, as in `kl_divergence`: a mask of what is missing.
 
     Returns:
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
     code = check_param(param, _MEANS)
     operands, shape = tensor_arguments(x=x, mean=mean, theta=theta)
-    return operands, {"param": code, "event_ndim": event_dims(event_ndim, len(shape))}
+    return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
+        "param": code,
+        "event_ndim": event_dims(event_ndim, len(shape)),
+    }
 
 
 negative_binomial_nll_loss = loss_of(negative_binomial_log_prob)
@@ -236,6 +252,7 @@ def zero_inflated_negative_binomial_log_prob(
     *,
     param: str = "mean",
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """ln of the negative binomial distribution with an extra zero of probability s(l).
 
@@ -247,13 +264,18 @@ def zero_inflated_negative_binomial_log_prob(
         x, mean, theta, param: as in `negative_binomial_log_prob`.
         zero_logits: l, of any size.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: of each element, as in `kl_divergence`: a mask of what is missing.
 
     Returns:
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
     code = check_param(param, _MEANS)
     operands, shape = tensor_arguments(x=x, mean=mean, theta=theta, zero_logits=zero_logits)
-    return operands, {"param": code, "event_ndim": event_dims(event_ndim, len(shape))}
+    return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
+        "param": code,
+        "event_ndim": event_dims(event_ndim, len(shape)),
+    }
 
 
 zero_inflated_negative_binomial_nll_loss = loss_of(zero_inflated_negative_binomial_log_prob)

@@ -19,6 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from fastvae import backend
 
 from .arguments import PARAMS, check_reduction
+from .elements import common_shape
 from .op import OPS, Op, Request
 
 __all__ = ["declare", "definition_of", "loss_of"]
@@ -89,13 +90,19 @@ def loss_of(log_prob: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def run(*args: Any, reduction: str = "mean", **kwargs: Any) -> Tensor:
         check_reduction(reduction)
         if op is not None:
-            loss = op.run_loss(*op.request(*args, **kwargs), reduction)
+            operands, settings = op.request(*args, **kwargs)
+            if reduction == "weighted_mean":
+                return run(*args, **kwargs, reduction="sum") / _total_weight(operands, settings)
+            loss = op.run_loss(operands, settings, reduction)
             if loss is not None:
                 return loss
         return _reduced(log_prob(*args, **kwargs), reduction)
 
     def define(*args: Any, reduction: str = "mean", **kwargs: Any) -> Tensor:
         check_reduction(reduction)
+        if op is not None and reduction == "weighted_mean":
+            total = _total_weight(*op.request(*args, **kwargs))
+            return define(*args, **kwargs, reduction="sum") / total
         return _reduced(definition_of(log_prob)(*args, **kwargs), reduction)
 
     doc = _LOSS.format(log_prob=log_prob.__name__)
@@ -104,8 +111,22 @@ def loss_of(log_prob: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _reduced(log_prob: Tensor, reduction: str) -> Tensor:
+    if reduction == "weighted_mean":
+        raise ValueError(_NO_WEIGHT)
     return -(log_prob.mean() if reduction == "mean" else log_prob.sum())
 
+
+def _total_weight(operands: Sequence[Tensor | None], settings: dict[str, Any]) -> Tensor | int:
+    """The sum of the weights of all elements."""
+    if "weight" not in settings:
+        raise ValueError(_NO_WEIGHT)
+    weight, elements = settings["weight"], common_shape(operands).numel()
+    if weight is None:
+        return elements
+    return weight.sum() * (elements / max(weight.numel(), 1))
+
+
+_NO_WEIGHT = "reduction is 'weighted_mean', and this op takes no weight; want 'mean' or 'sum'"
 
 _LOSS = """The mean or sum over the batch of -`{log_prob}`, for a final loss.
 
@@ -117,7 +138,8 @@ _LOSS = """The mean or sum over the batch of -`{log_prob}`, for a final loss.
     it.
 
     Args:
-        reduction: "mean" or "sum" over the values that `{log_prob}` would give; all else as there.
+        reduction: "mean" or "sum" over the values that `{log_prob}` would give, or "weighted_mean":
+            their sum, divided by that of the weights of all elements; all else as there.
 
     Returns:
         Nats, 0-d; float32 for half types.

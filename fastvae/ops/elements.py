@@ -22,6 +22,7 @@ __all__ = [
     "is_half",
     "log_sigma",
     "log_variance",
+    "of_log_sigma",
     "of_number",
     "precision",
     "sigma",
@@ -61,6 +62,15 @@ def log_sigma(s: Tensor, param: str) -> Tensor:
     if param == "log_std":
         return s
     return torch.log(s) * (0.5 if param == "var" else 1.0)
+
+
+def of_log_sigma(h: Tensor, param: str) -> Tensor:
+    """A Gaussian's second argument whose ln sigma is h."""
+    if param == "logvar":
+        return 2 * h
+    if param == "log_std":
+        return h
+    return torch.exp(2 * h if param == "var" else h)
 
 
 def sigma(s: Tensor, param: str) -> Tensor:

@@ -5,8 +5,10 @@ All values are in nats. In every op:
 - The last `event_ndim` dimensions are one event and are summed, as in
   `torch.distributions.Independent`; by default all but the first; 0 gives elementwise values. Sums
   of half types are float32.
-- `param` says what the second argument of a Gaussian is: "logvar" (ln sigma^2), "log_std", "std" or
-  "var".
+- `param` says what the second argument of a Gaussian is: "logvar" (ln sigma^2), "log_std", "std",
+  "var", or "softplus", of which sigma is ln(1 + e^s). `min_std` is added to sigma. A prior's is
+  `prior_param`, the same by default; of what differs, or has a `min_std`, PyTorch makes what the
+  kernel reads.
 - `bound`, with `param="logvar"`: lv = `bound(logvar)` takes the place of `logvar`, in values and
   gradients and in the same pass (see `Bound`). It is q's, or the likelihood's; a prior's
   log-variance is taken as it is.
@@ -48,8 +50,9 @@ from .arguments import (
     gaussians,
     log_prob_arguments,
     tensor_arguments,
+    weight_argument,
 )
-from .bounds import Bound
+from .bounds import Bound, Raised
 from .declare import declare, loss_of
 from .elements import (
     event_total,
@@ -62,6 +65,7 @@ from .elements import (
     standardize,
     weighted_total,
 )
+from .forms import read_prior, scale_form
 from .noise import Generators, make_seed
 from .op import Request
 
@@ -95,7 +99,8 @@ def rsample(
     logvar: TensorLike,
     *,
     param: str = "logvar",
-    bound: Bound | None = None,
+    min_std: float = 0.0,
+    bound: Bound | Raised | None = None,
     sample_shape: Sequence[int] = (),
     seed: Tensor | int | None = None,
     generator: Generators | None = None,
@@ -114,13 +119,14 @@ def rsample(
     Example:
         >>> z = fastvae.rsample(torch.zeros(128, 20), torch.zeros(128, 20))
     """
+    form, bound = scale_form(param, bound, min_std)
     operands, shape = tensor_arguments(mu=mu, logvar=logvar)
     return operands, {
         "seed": make_seed(seed, generator, operands[0], shape),
-        "param": check_param(param),
+        "param": check_param(form),
         "packed_dim": -1,
         "sample_shape": check_sample_shape(sample_shape),
-        "bound": check_bound(bound, param),
+        "bound": check_bound(bound, form),
     }
 
 
@@ -178,8 +184,11 @@ def kl_divergence(
     prior_logvar: TensorLike | None = None,
     *,
     param: str = "logvar",
-    bound: Bound | None = None,
+    prior_param: str | None = None,
+    min_std: float = 0.0,
+    bound: Bound | Raised | None = None,
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """KL(q || p) between diagonal Gaussians, p = N(0, I) unless given.
 
@@ -192,18 +201,23 @@ def kl_divergence(
 
     Args:
         mu, logvar: q; `bound` is of its log-variance.
-        prior_mu, prior_logvar: p, both or neither; read by the same `param`.
+        prior_mu, prior_logvar: p, both or neither; read by `prior_param`, by default as q.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: multiplies each element before the sum: a mask, or a number for each; it broadcasts
+            to the operands and is a constant. What weighs 0 is left out, even if it is NaN.
 
     Returns:
         Nats, of shape `mu.shape[:-event_ndim]`.
     """
+    form, bound = scale_form(param, bound, min_std)
     operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    operands = read_prior(operands, prior_param or param, min_std, form)
     return operands, {
-        "param": check_param(param),
+        "weight": weight_argument(weight, operands[0], shape),
+        "param": check_param(form),
         "packed_dim": -1,
         "event_ndim": event_dims(event_ndim, len(shape)),
-        "bound": check_bound(bound, param),
+        "bound": check_bound(bound, form),
     }
 
 
@@ -247,15 +261,19 @@ def rsample_kl(
     prior_logvar: TensorLike | None = None,
     *,
     param: str = "logvar",
-    bound: Bound | None = None,
+    prior_param: str | None = None,
+    min_std: float = 0.0,
+    bound: Bound | Raised | None = None,
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
     seed: Tensor | int | None = None,
     generator: Generators | None = None,
 ) -> Request:
     """`rsample(mu, logvar)` and `kl_divergence(mu, logvar, prior_mu, prior_logvar)` in one pass.
 
     The whole of what stands between encoder and decoder: two tensors are read and one is written,
-    and backward draws the noise again instead of having stored it.
+    and backward draws the noise again instead of having stored it. `weight` is of the divergence,
+    as there; z is drawn everywhere.
 
     Returns:
         z of q's broadcast shape and dtype, and the KL divergence in nats.
@@ -264,13 +282,16 @@ def rsample_kl(
         >>> z, kl = fastvae.rsample_kl(*encoder(x).chunk(2, dim=1))
         >>> loss = (kl - fastvae.gaussian_log_prob(x, decoder(z))).mean()
     """
+    form, bound = scale_form(param, bound, min_std)
     operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    operands = read_prior(operands, prior_param or param, min_std, form)
     return operands, {
         "seed": make_seed(seed, generator, operands[0], shape),
-        "param": check_param(param),
+        "weight": weight_argument(weight, operands[0], shape),
+        "param": check_param(form),
         "packed_dim": -1,
         "event_ndim": event_dims(event_ndim, len(shape)),
-        "bound": check_bound(bound, param),
+        "bound": check_bound(bound, form),
     }
 
 
@@ -307,9 +328,12 @@ def rsample_log_ratio(
     prior_logvar: TensorLike | None = None,
     *,
     param: str = "logvar",
-    bound: Bound | None = None,
+    prior_param: str | None = None,
+    min_std: float = 0.0,
+    bound: Bound | Raised | None = None,
     sample_shape: Sequence[int] = (),
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
     path_derivative: bool = False,
     seed: Tensor | int | None = None,
     generator: Generators | None = None,
@@ -324,12 +348,13 @@ def rsample_log_ratio(
 
     Args:
         mu, logvar: q; `bound` is of its log-variance.
-        prior_mu, prior_logvar: p, both or neither; read by the same `param`.
+        prior_mu, prior_logvar: p, both or neither; read by `prior_param`, by default as q.
         sample_shape: dimensions put in front, as in `rsample`: K samples are `(K,)`.
         event_ndim: how many trailing dimensions of q are summed; default all but the first.
         path_derivative: in the gradient, take q's parameters in ln q(z) as constants, so that it
             reaches them through z alone (Roeder, Wu & Duvenaud 2017). Values do not change. What
             is left out, the score, has mean 0.
+        weight: of the elements of the log-ratio, as in `kl_divergence`.
         seed, generator: where the noise comes from; at most one of them.
 
     Returns:
@@ -342,15 +367,18 @@ def rsample_log_ratio(
         >>> log_w = log_ratio + fastvae.gaussian_log_prob(x, decoder(z), event_ndim=1)
         >>> loss = -log_w.logsumexp(0).mean()
     """
+    form, bound = scale_form(param, bound, min_std)
     operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    operands = read_prior(operands, prior_param or param, min_std, form)
     return operands, {
         "seed": make_seed(seed, generator, operands[0], shape),
-        "param": check_param(param),
+        "weight": weight_argument(weight, operands[0], shape),
+        "param": check_param(form),
         "packed_dim": -1,
         "event_ndim": event_dims(event_ndim, len(shape)),
         "sample_shape": check_sample_shape(sample_shape),
         "path_derivative": bool(path_derivative),
-        "bound": check_bound(bound, param),
+        "bound": check_bound(bound, form),
     }
 
 
@@ -384,8 +412,10 @@ def gaussian_log_prob(
     logvar: TensorLike = 0.0,
     *,
     param: str = "logvar",
-    bound: Bound | None = None,
+    min_std: float = 0.0,
+    bound: Bound | Raised | None = None,
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """log N(x; mean, sigma^2) = -1/2 ((x - mean)^2 e^{-lv} + lv + ln 2 pi), summed over an event.
 
@@ -397,16 +427,19 @@ def gaussian_log_prob(
         bound: of `logvar`, such as the floor without which a pixel that is fitted exactly drives it
             to minus infinity.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: of each element, as in `kl_divergence`: a mask of missing features, padded frames.
 
     Returns:
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
+    form, bound = scale_form(param, bound, min_std)
     operands, scale, shape = log_prob_arguments(x, mean, logvar=logvar)
     return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
         "scale": scale,
-        "param": check_param(param),
+        "param": check_param(form),
         "event_ndim": event_dims(event_ndim, len(shape)),
-        "bound": check_bound(bound, param),
+        "bound": check_bound(bound, form),
     }
 
 

@@ -50,7 +50,7 @@ class Kernels:
         self.with_gradient = getattr(with_gradient, "default", None)
         self.schema = schema = layout.Schema(self.forward)
         self.count = len(schema.operands)
-        self.saved = self.count + schema.draws  # tensors, which come first
+        self.saved = self.count + schema.draws + schema.weighs  # tensors, which come first
         self._bounded = int("bound" in schema.settings)  # behind `needs`
         self._only_samples = schema.draws and not schema.sums
         self._node = _make_node(self, op.name, self.forward, self.backward)
@@ -103,9 +103,9 @@ class Kernels:
         if not wanted or first.dtype == torch.float16 or transformed():
             return None
         rows = shape[: len(shape) - settings["event_ndim"]]
-        weight = 1.0 if reduction == "sum" else 1.0 / rows.numel()
+        factor = 1.0 if reduction == "sum" else 1.0 / rows.numel()
         whole = {**settings, "event_ndim": len(shape)}
-        return self._record_loss(weight, *operands, *whole.values())
+        return self._record_loss(factor, *operands, *whole.values())
 
     def gradients(
         self,
@@ -118,7 +118,7 @@ class Kernels:
         """Of the operands, for upstream gradients `grads` of the outputs.
 
         Args:
-            saved: the operands and the seed, if there is one.
+            saved: the operands, and the seed and the weight, where the op has them.
             settings: all others.
             needs: which of the operands' gradients are wanted.
             backward: a form of the kernel's.
@@ -127,11 +127,11 @@ class Kernels:
         if grads[0] is None and all(g is None for g in grads):
             return (None,) * self.count
         if recording():
-            operands, seed = saved[: self.count], saved[self.count :]
+            operands, others = saved[: self.count], saved[self.count :]
             names = self.schema.settings
 
             def formula(*leaves: Tensor | None) -> Any:
-                return self._define(leaves, dict(zip(names, (*seed, *settings), strict=True)))
+                return self._define(leaves, dict(zip(names, (*others, *settings), strict=True)))
 
             return recorded(formula, operands, needs, grads)
         z = grads[0]
@@ -199,7 +199,7 @@ def _make_node(
 
 
 def _make_loss(kernels: Kernels, name: str) -> type[torch.autograd.Function]:
-    """`-weight` times the sum of a likelihood's values, with its gradients made in forward.
+    """`-factor` times the sum of a likelihood's values, with its gradients made in forward.
 
     Backward multiplies them by the upstream gradient in place, and does nothing where that is 1; on
     a GPU the device finds out. They are given away with that, so a second backward pass through the
@@ -208,10 +208,10 @@ def _make_loss(kernels: Kernels, name: str) -> type[torch.autograd.Function]:
 
     kernel = _builtin(kernels.with_gradient)
 
-    def forward(ctx: Any, weight: float, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, factor: float, *arguments: Any) -> Tensor:
         operands, settings = arguments[: kernels.count], arguments[kernels.count :]
         x = operands[0]
-        ctx.grad = _constant(-weight, x.dtype == torch.float64, x.device)
+        ctx.grad = _constant(-factor, x.dtype == torch.float64, x.device)
         value, *ctx.grads = kernels.call(
             kernel,
             (ctx.grad,),

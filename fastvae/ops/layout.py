@@ -117,7 +117,7 @@ class Schema:
     """What an op's schema tells of it, which csrc/ops/register.cpp made of its declaration.
 
     Attributes:
-        operands: the names of its tensors but the seed.
+        operands: the names of its tensors but the seed and the weight.
         pairs: the first operand is [..., size], its others are of components, [components, ...].
         items: the second operand is [..., items].
         colours: the operands are [rows, channels, pixels] and [rows, planes, pixels].
@@ -126,9 +126,10 @@ class Schema:
 
     def __init__(self, kernel: Any) -> None:
         arguments = [(a.name, "Tensor" in str(a.type)) for a in kernel._schema.arguments]
-        self.operands = [name for name, is_tensor in arguments if is_tensor and name != "seed"]
+        others = ("seed", "weight")
+        self.operands = [name for name, tensor in arguments if tensor and name not in others]
         self.settings = [name for name, _ in arguments][len(self.operands) :]
-        self.draws = "seed" in self.settings
+        self.draws, self.weighs = "seed" in self.settings, "weight" in self.settings
         self.sums = "event_ndim" in self.settings
         whole = not (self.draws or self.sums)
         self.pairs = whole and "z" in self.operands

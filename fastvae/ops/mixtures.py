@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from .arguments import TensorLike, check_bound, check_param, event_dims, tensor_arguments
-from .bounds import Bound
+from .bounds import Bound, Raised
 from .declare import declare
 from .elements import computed_in
+from .forms import scale_form
 from .gaussian import _log_prob
 from .op import OPS, Request
 
@@ -35,7 +36,7 @@ def _pairs(
     logvar: TensorLike,
     log_weights: Tensor | None,
     param: str,
-    bound: Bound | None,
+    bound: Bound | Raised | None,
     event_ndim: int | None,
 ) -> tuple[list[Tensor | None], dict[str, Any]]:
     """The operands z [..., D], mu and logvar [K, D] and log_weights [K], and the settings that all
@@ -69,6 +70,7 @@ def _pairs(
                 "component"
             )
         given["log_weights"] = log_weights.reshape(-1, *(1,) * n)
+    param, bound = scale_form(param, bound, 0.0)
     check_bound(bound, param)
     code = check_param(param)
     z, *of_components = map(computed_in, tensor_arguments(**given)[0])
@@ -100,7 +102,7 @@ def pairwise_log_prob(
     logvar: TensorLike,
     *,
     param: str = "logvar",
-    bound: Bound | None = None,
+    bound: Bound | Raised | None = None,
     event_ndim: int | None = None,
 ) -> Request:
     """ln N(z_b; mu_k, sigma_k^2), of each z with each component.
@@ -157,7 +159,7 @@ def mixture_log_prob(
     log_weights: Tensor | None = None,
     *,
     param: str = "logvar",
-    bound: Bound | None = None,
+    bound: Bound | Raised | None = None,
     event_ndim: int | None = None,
 ) -> Request:
     """ln sum_k w_k N(z; mu_k, sigma_k^2).
@@ -202,7 +204,7 @@ def aggregate_log_prob(
     dataset_size: int | None = None,
     estimator: str = "mss",
     param: str = "logvar",
-    bound: Bound | None = None,
+    bound: Bound | Raised | None = None,
     event_ndim: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """ln q(z) and sum_d ln q(z_d) of the aggregate posterior q(z) = 1/N sum_n q(z | x_n), estimated

@@ -21,7 +21,7 @@ from torch.compiler import is_compiling
 from fastvae import backend
 
 from . import noise
-from .bounds import Bound
+from .bounds import from_numbers
 from .elements import common_shape, computed_in, event_sum, is_half
 from .graph import Kernels, transformed
 from .layout import Schema
@@ -59,6 +59,15 @@ class Formula:
         self.given = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         self.operands = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         self.draws, self.sums = "eps" in self.given, "event" in self.given
+
+
+def _unpacked(operands: Sequence[Tensor | None], settings: dict[str, Any]) -> list[Tensor | None]:
+    """The operands, with a packed Gaussian as two."""
+    if settings.get("packed_dim", -1) < 0:
+        return [*operands]
+    given = [t for t in operands if t is not None]
+    halves: list[Tensor | None] = [h for t in given for h in t.chunk(2, settings["packed_dim"])]
+    return halves + [None] * (len(operands) - len(halves))
 
 
 class Op(Generic[R]):
@@ -162,6 +171,37 @@ class Op(Generic[R]):
         define = types.FunctionType(code, Op.define.__globals__, self.name)
         return torch.compile(types.MethodType(define, self))
 
+    def _weighted(
+        self,
+        formula: Formula,
+        normals: Callable[..., Tensor],
+        operands: Sequence[Tensor | None],
+        settings: dict[str, Any],
+    ) -> R:
+        """The sum of the elements' values, each times its weight. What weighs 0 is left out: it is
+        computed for 1, a place where every op and its gradients are finite."""
+        weight, elements = settings["weight"], {**settings, "weight": None, "event_ndim": 0}
+        if formula.draws and settings["seed"] is None:  # one for all
+            first: Any = operands[0]
+            elements["seed"] = noise.draw(first.device)
+        counts = weight != 0
+        tensors = _unpacked(operands, elements)
+        elements["packed_dim"] = -1
+        some = [None if t is None else torch.where(counts, t, 1) for t in tensors]
+        outputs: Any = self._evaluate(formula, normals, some, elements)
+        several = isinstance(outputs, tuple)
+        value = outputs[-1] if several else outputs
+        value = event_sum(value * weight, value.shape, settings["event_ndim"])
+        if not several:
+            return value  # type: ignore[return-value]
+        # z is drawn everywhere, but where nothing counts only what is finite gets a gradient.
+        alive = [
+            None if t is None else torch.where(counts | t.isfinite(), t, t.detach())
+            for t in tensors
+        ]
+        drawn: Any = self._evaluate(formula, normals, alive, elements)
+        return drawn[0], value  # type: ignore[return-value]
+
     def _evaluate(
         self,
         formula: Formula,
@@ -171,11 +211,9 @@ class Op(Generic[R]):
     ) -> R:
         first = operands[0]
         assert first is not None
-        if settings.get("packed_dim", -1) >= 0:
-            given = [t for t in operands if t is not None]
-            operands = [half for t in given for half in t.chunk(2, settings["packed_dim"])]
-            operands += [None] * (len(formula.operands) - len(operands))
-        tensors: list[Any] = [*operands]
+        if settings.get("weight") is not None:
+            return self._weighted(formula, normals, operands, settings)
+        tensors: list[Any] = _unpacked(operands, settings)
         if self.whole:
             tensors = [None if t is None else computed_in(t) for t in operands]
             values = {name: settings[name] for name in formula.given}
@@ -193,7 +231,7 @@ class Op(Generic[R]):
             tensors[-1] = scale
         if bound is not None:
             k = formula.operands.index("logvar")
-            tensors[k] = Bound.from_numbers(bound)(tensors[k])
+            tensors[k] = from_numbers(bound)(tensors[k])
         sample_shape = settings.get("sample_shape", ())
         values = {name: settings[name] for name in formula.given if name in settings}
         if "param" in values:

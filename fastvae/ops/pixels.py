@@ -28,6 +28,7 @@ from .arguments import (
     event_dims,
     log_prob_arguments,
     tensor_arguments,
+    weight_argument,
 )
 from .declare import declare, loss_of
 from .elements import (
@@ -75,7 +76,11 @@ def _cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
 
 @declare(_bernoulli, eager=_bernoulli_eager)
 def bernoulli_log_prob(
-    x: TensorLike, logits: TensorLike, *, event_ndim: int | None = None
+    x: TensorLike,
+    logits: TensorLike,
+    *,
+    event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """x ln s(l) + (1 - x) ln s(-l), with s(l) = 1 / (1 + e^-l) the probability of x = 1.
 
@@ -84,12 +89,16 @@ def bernoulli_log_prob(
             normalized density: `continuous_bernoulli_log_prob` is.
         logits: l, of any size.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: of each element, as in `kl_divergence`: a mask of what is missing.
 
     Returns:
         Nats, of shape `logits.shape[:-event_ndim]`.
     """
     operands, shape = tensor_arguments(x=x, logits=logits)
-    return operands, {"event_ndim": event_dims(event_ndim, len(shape))}
+    return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
+        "event_ndim": event_dims(event_ndim, len(shape)),
+    }
 
 
 bernoulli_nll_loss = loss_of(bernoulli_log_prob)
@@ -121,7 +130,11 @@ def _continuous_bernoulli_eager(x: Tensor, logits: Tensor, *, event: torch.Size)
 
 @declare(_continuous_bernoulli, eager=_continuous_bernoulli_eager)
 def continuous_bernoulli_log_prob(
-    x: TensorLike, logits: TensorLike, *, event_ndim: int | None = None
+    x: TensorLike,
+    logits: TensorLike,
+    *,
+    event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """ln of the density s(l)^x s(-l)^(1 - x) C(l) on [0, 1], C(l) = l / tanh(l / 2).
 
@@ -136,12 +149,16 @@ def continuous_bernoulli_log_prob(
         x: in [0, 1].
         logits: l, of any size.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: of each element, as in `kl_divergence`: a mask of what is missing.
 
     Returns:
         Nats, of shape `logits.shape[:-event_ndim]`.
     """
     operands, shape = tensor_arguments(x=x, logits=logits)
-    return operands, {"event_ndim": event_dims(event_ndim, len(shape))}
+    return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
+        "event_ndim": event_dims(event_ndim, len(shape)),
+    }
 
 
 continuous_bernoulli_nll_loss = loss_of(continuous_bernoulli_log_prob)
@@ -213,7 +230,12 @@ def _laplace_eager(
 
 @declare(_laplace, eager=_laplace_eager)
 def laplace_log_prob(
-    x: TensorLike, mean: TensorLike, log_scale: TensorLike = 0.0, *, event_ndim: int | None = None
+    x: TensorLike,
+    mean: TensorLike,
+    log_scale: TensorLike = 0.0,
+    *,
+    event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """-|x - m| / b - ln b - ln 2, with b = e^log_scale: absolute instead of squared errors.
 
@@ -221,12 +243,17 @@ def laplace_log_prob(
         x, mean: the data and the decoder's output.
         log_scale: ln b: a number, a scalar tensor, or per channel or pixel.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: of each element, as in `kl_divergence`: a mask of what is missing.
 
     Returns:
         Nats, of shape `mean.shape[:-event_ndim]`.
     """
     operands, scale, shape = log_prob_arguments(x, mean, log_scale=log_scale)
-    return operands, {"scale": scale, "event_ndim": event_dims(event_ndim, len(shape))}
+    return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
+        "scale": scale,
+        "event_ndim": event_dims(event_ndim, len(shape)),
+    }
 
 
 laplace_nll_loss = loss_of(laplace_log_prob)
@@ -292,6 +319,7 @@ def discretized_logistic_log_prob(
     low: float = 0.0,
     high: float = 1.0,
     event_ndim: int | None = None,
+    weight: TensorLike | None = None,
 ) -> Request:
     """ln of a logistic distribution's mass on x's bin (Kingma et al. 2016; Salimans et al. 2017).
 
@@ -311,6 +339,7 @@ def discretized_logistic_log_prob(
         bins: number of levels, at least 2.
         low, high: the first and the last level.
         event_ndim: how many trailing dimensions are summed; default all but the first.
+        weight: of each element, as in `kl_divergence`: a mask of what is missing.
 
     Returns:
         Nats, of shape `mean.shape[:-event_ndim]`.
@@ -318,6 +347,7 @@ def discretized_logistic_log_prob(
     check_levels(bins, low, high)
     operands, shape = tensor_arguments(x=x, mean=mean, log_scale=log_scale)
     return operands, {
+        "weight": weight_argument(weight, operands[0], shape),
         "bins": bins,
         "low": float(low),
         "high": float(high),

@@ -17,7 +17,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import log_sum_cases
-from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, Op, upstream_like
+from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, WEIGHTED, Op, upstream_like
 
 import fastvae
 
@@ -41,6 +41,9 @@ def bits() -> dict[str, np.ndarray]:
             seeds = torch.arange(shape[0]) * 3**30
             if op.draws:
                 _add(found, op, op.inputs(shape), f"{shape}, a seed a row", seed=seeds)
+    for op in WEIGHTED:
+        for shape in SHAPES:
+            _add(found, op, op.inputs(shape), f"{shape}")
     for name, results in log_sum_cases.results():
         for k, t in enumerate(results):
             _put(found, False, f"{name} {k}", t)
