@@ -4,6 +4,7 @@ from . import moved as moved
 from . import reference
 from .backend import info, use_backend
 from .debug import NonFinite
+from .models import divergences as divergences
 from .models.aggregates import DIPVAE, BetaTC, InfoVAE, mmd
 from .models.cholesky import CholeskyGaussian
 from .models.distributions import DiagonalGaussian
@@ -26,6 +27,7 @@ from .models.likelihoods import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
+from .models.moments import DiagonalGaussianDistribution
 from .models.objectives import ELBO, IWAE, DReG, StickingTheLanding
 from .models.penalties import Beta, Capacity, Cyclical, FreeBits, Linear
 from .models.priors import (
@@ -91,6 +93,7 @@ __all__ = [
     "Cyclical",
     "DReG",
     "DiagonalGaussian",
+    "DiagonalGaussianDistribution",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "FreeBits",

@@ -365,3 +365,56 @@ def test_a_lightning_module() -> None:
     with torch.no_grad():
         assert module.vae(x, seed=0).loss < before - 0.5
     assert trainer.callback_metrics["rate"] > 0
+
+
+def test_scvi_asks_for_divergences() -> None:
+    """What scvi-tools' modules compute of a posterior that a user puts into them."""
+    q = fastvae.DiagonalGaussian(*torch.randn(2, 5, 3), event_ndim=0)
+    p = torch.distributions.Normal(torch.zeros(5, 3), torch.ones(5, 3))
+    found = torch.distributions.kl_divergence(q, p).sum(dim=-1)
+    torch.testing.assert_close(found, fastvae.kl_divergence(q.mu, q.logvar))
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "full"])
+def test_a_pyro_distribution(kind: str) -> None:
+    """With pyro's mixin: a guide's site, whose KL TraceMeanField_ELBO finds instead of sampling."""
+    pyro = pytest.importorskip("pyro")
+    from pyro.distributions.torch_distribution import TorchDistributionMixin
+
+    class Diagonal(fastvae.DiagonalGaussian, TorchDistributionMixin):
+        pass
+
+    class Full(fastvae.CholeskyGaussian, TorchDistributionMixin):
+        pass
+
+    loc = torch.randn(4, 3)
+
+    def posterior() -> Any:
+        if kind == "full":
+            return Full(loc[:1], 0.5 * torch.eye(3))
+        return Diagonal(loc[:1], 0.5, param="std")
+
+    def guide() -> None:
+        with pyro.plate("batch", 4):
+            pyro.sample("z", posterior())
+
+    prior = pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1)
+
+    def model() -> None:
+        with pyro.plate("batch", 4):
+            pyro.sample("z", prior)
+
+    q = posterior()
+    assert type(q.expand((4,))) is type(q)
+    assert type(q.expand_by((2,))) is type(q)
+    assert q.shape() == (1, 3)
+    assert q.mask(torch.tensor(True)).log_prob(loc[:1]).shape == (1,)
+    assert q.to_event(1).event_shape == (1, 3)
+    elbo = pyro.infer.TraceMeanField_ELBO()
+    losses = [elbo.loss(model, guide) for _ in range(3)]
+    right = torch.distributions.MultivariateNormal(loc[:1].expand(4, 3), 0.25 * torch.eye(3))
+    standard = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+    want = torch.distributions.kl_divergence(right, standard).sum().item()
+    assert losses == pytest.approx([want] * 3, rel=1e-5)  # no noise in it
+    sampled = {pyro.infer.Trace_ELBO().loss(model, guide) for _ in range(3)}
+    assert len(sampled) == 3

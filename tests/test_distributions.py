@@ -12,7 +12,7 @@ from cases import PARAMS, from_logvar, same_bits
 from torch.distributions import Independent, Normal, kl_divergence
 
 import fastvae
-from fastvae import DiagonalGaussian
+from fastvae import CholeskyGaussian, DiagonalGaussian
 
 SHAPES = ((), (5,), (4, 6), (2, 4, 3, 5))
 
@@ -121,6 +121,147 @@ def test_the_ops_are_those_of_the_package(device: torch.device) -> None:
     first = q.sample()
     torch.manual_seed(1)
     assert torch.equal(q.rsample(), first)
+
+
+# ---- What PyTorch's distributions have, and what they have not -----------------------------------
+
+
+def test_names_of_torch_distributions() -> None:
+    for case in cases():
+        ours, theirs = pair(*case)
+        base = theirs.base_dist
+        torch.testing.assert_close(ours.loc, base.loc)
+        torch.testing.assert_close(ours.scale, base.scale)
+        assert isinstance(ours.base_dist, Normal)
+        assert ours.base_dist.batch_shape == base.batch_shape
+        assert ours.event_dim == theirs.support.event_dim == len(theirs.event_shape)
+        x = torch.randn(3, *case[0], dtype=torch.float64)
+        torch.testing.assert_close(ours.cdf(x), base.cdf(x))
+        probability = torch.rand(3, *case[0], dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+        torch.testing.assert_close(ours.icdf(probability), base.icdf(probability))
+        torch.testing.assert_close(ours.cdf(ours.icdf(probability)), probability)
+        rebuilt = Independent(ours.base_dist, ours.event_dim)
+        torch.testing.assert_close(rebuilt.log_prob(x), ours.log_prob(x))
+
+
+def test_tails_of_the_cdf() -> None:
+    """Where 1 + erf has no digit left."""
+    x = torch.tensor(-8.0)
+    assert Normal(0.0, 1.0).cdf(x) == 0
+    assert DiagonalGaussian(0.0, 0.0).cdf(x).item() == pytest.approx(6.22e-16, rel=1e-3)
+
+
+class Named(DiagonalGaussian):
+    """A subclass without an `__init__` of its own."""
+
+    name = "q"
+
+
+class Full(CholeskyGaussian):
+    """The same with full covariance."""
+
+
+class Initialized(DiagonalGaussian):
+    """A subclass with one."""
+
+    def __init__(self, mu: torch.Tensor, tag: str) -> None:
+        super().__init__(mu, 0.0)
+        self.tag = tag
+
+
+def test_expand_and_detach_keep_the_subclass() -> None:
+    params = torch.randn(4, 6, requires_grad=True)
+    for q in (
+        Named(params, params),
+        Named.from_params(params),
+        Named(params, params.exp(), param="std", validate_args=True),
+        Full(params, torch.eye(6)),
+    ):
+        x = torch.randn(q.batch_shape + q.event_shape)
+        for new in (q.detach(), q.expand((2, *q.batch_shape)), q.detach().expand(q.batch_shape)):
+            assert type(new) is type(q)
+            torch.testing.assert_close(new.log_prob(x).expand(2, -1)[0], q.log_prob(x))
+            assert new._validate_args == q._validate_args
+        assert q.expand((2, *q.batch_shape)).log_prob(x).requires_grad
+        constant = q.detach()
+        for value in (constant.log_prob(x), constant.kl(), constant.rsample(seed=0)):
+            assert not value.requires_grad
+        assert torch.equal(constant.rsample(seed=0), q.rsample(seed=0))
+        assert q.log_prob(x).requires_grad  # as before
+    own = Initialized(params, "mine")
+    assert own.detach().tag == "mine"
+    with pytest.raises(NotImplementedError, match="Initialized"):  # as in PyTorch
+        own.expand((2, 4))
+
+
+def test_sample_takes_seeds_and_generators(device: torch.device) -> None:
+    mu, s = torch.randn(2, 4, 6, device=device, requires_grad=True)
+    tril = torch.eye(6, device=device).expand(4, 6, 6)
+    for q in (DiagonalGaussian(mu, s), CholeskyGaussian(mu, tril)):
+        seeds = torch.arange(4, device=device)
+        for given in ({"seed": 3}, {"seed": seeds}):
+            z = q.sample((2,), **given)
+            assert torch.equal(z, q.rsample((2,), **given))
+            assert not z.requires_grad
+        for count in (1, 4):
+            many = [[torch.Generator(device).manual_seed(k) for k in range(count)] for _ in "ab"]
+            assert torch.equal(q.sample(generator=many[0]), q.rsample(generator=many[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_samples_with_their_noise(dtype: torch.dtype, device: torch.device) -> None:
+    params = torch.randn(4, 12, device=device, dtype=dtype, requires_grad=True)
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    for q in (
+        DiagonalGaussian.from_params(params),
+        DiagonalGaussian(params[:, :6], 0.3),
+        DiagonalGaussian(params[:1, :6], params[:, 6:].exp(), param="std"),
+        CholeskyGaussian(params[:, :6], torch.eye(6, device=device) + 0.1),
+    ):
+        full = isinstance(q, CholeskyGaussian)
+        for shape in ((), (3,)):
+            z, eps = q.rsample_with_eps(shape, seed=7)
+            assert torch.equal(z, q.rsample(shape, seed=7))
+            assert eps.dtype == wide
+            assert z.requires_grad
+            assert not eps.requires_grad
+            step = (q.scale_tril @ eps.unsqueeze(-1)).squeeze(-1) if full else q.stddev * eps
+            tolerance = 0.05 if dtype == torch.bfloat16 else 1e-6
+            torch.testing.assert_close(
+                z.to(wide), (q.mean + step).to(wide), rtol=tolerance, atol=tolerance
+            )
+        torch.manual_seed(1)
+        z, eps = q.rsample_with_eps()
+        torch.manual_seed(1)
+        assert torch.equal(z, q.rsample())
+        assert eps.std() > 0.5
+
+
+def test_dtypes_promote() -> None:
+    """The widest is taken, and whole numbers are data."""
+    mu, tril, x = torch.randn(4, 6), torch.eye(6), torch.randn(4, 6)
+    for left, right, want in (
+        (torch.float32, torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.float64, torch.float64),
+        (torch.float32, torch.float64, torch.float64),
+        (torch.float16, torch.bfloat16, torch.float32),
+    ):
+        for q in (
+            DiagonalGaussian(mu.to(left), torch.zeros((), dtype=right)),
+            CholeskyGaussian(mu.to(left), tril.to(right)),
+        ):
+            assert q.rsample().dtype == want
+            assert q.kl().dtype == q.entropy().dtype == want
+            for value in (x, x.double(), x > 0, (3 * x).int()):
+                wide = torch.promote_types(want, value.dtype)
+                found = q.log_prob(value)
+                assert found.dtype == wide
+                exact = type(q)(
+                    mu.to(left).double(), 0.0 if isinstance(q, DiagonalGaussian) else tril.double()
+                )
+                torch.testing.assert_close(
+                    found.double(), exact.log_prob(value.double()), rtol=1e-4, atol=1e-4
+                )
 
 
 # ---- Keeping, copying, refusing ------------------------------------------------------------------

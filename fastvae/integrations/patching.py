@@ -8,11 +8,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+from torch.distributions import kl, register_kl
 
 from ..ops import has_kernels
 
-__all__ = ["Patch", "serves"]
+__all__ = ["Patch", "serves", "shared"]
 
 
 class Patch:
@@ -20,7 +23,8 @@ class Patch:
 
     The classes are changed, not the names that they are imported by, so that imports before the
     patch follow it. A replacement returns NotImplemented for what it does not serve; the original
-    is called then.
+    is called then. Patches may be undone in any order: one that another has been put upon stays in
+    its place and only calls the original. Calls that `torch.compile` traces are not counted.
 
     Attributes:
         served, passed_on: how often each method was computed by fastvae, and how often not.
@@ -29,41 +33,64 @@ class Patch:
     def __init__(self) -> None:
         self.served: Counter[str] = Counter()
         self.passed_on: Counter[str] = Counter()
+        self._on = True
         self._undo: list[Callable[[], object]] = []
 
     def replace(self, owner: type, name: str, replacement: Callable[..., Any]) -> None:
         """Puts `replacement`, which is given the same arguments, in a method's place."""
         own = name in vars(owner)
         original = getattr(owner, name)
-        label = f"{owner.__name__}.{name}"
+        method = self._instead_of(original, replacement, f"{owner.__name__}.{name}")
 
-        @functools.wraps(original)
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return self.call(label, replacement, original, *args, **kwargs)
+        def put_back() -> None:
+            if vars(owner).get(name) is method:
+                setattr(owner, name, original) if own else delattr(owner, name)
 
         setattr(owner, name, method)
-        self.on_undo(lambda: setattr(owner, name, original) if own else delattr(owner, name))
+        self.on_undo(put_back)
 
-    def call(
-        self,
-        label: str,
-        replacement: Callable[..., Any],
-        original: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        result = replacement(*args, **kwargs)
-        if result is NotImplemented:
-            self.passed_on[label] += 1
-            return original(*args, **kwargs)
-        self.served[label] += 1
-        return result
+    def replace_kl(self, p: type, q: type, replacement: Callable[..., Any]) -> None:
+        """The same for what `torch.distributions.kl_divergence` calls for two classes."""
+        original = kl._KL_REGISTRY[p, q]
+        label = f"kl_divergence({p.__name__}, {q.__name__})"
+        function = self._instead_of(original, replacement, label)
+
+        def put_back() -> None:
+            if kl._KL_REGISTRY[p, q] is function:
+                register_kl(p, q)(original)
+
+        register_kl(p, q)(function)
+        self.on_undo(put_back)
+
+    def _instead_of(
+        self, original: Callable[..., Any], replacement: Callable[..., Any], label: str
+    ) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if not self._on:
+                return original(*args, **kwargs)
+            result = replacement(*args, **kwargs)
+            if result is NotImplemented:
+                self.passed_on[label] += 1
+                return original(*args, **kwargs)
+            self.served[label] += 1
+            return result
+
+        # torch.compile follows functions, but not what belongs to an object that it cannot see.
+        @functools.wraps(original)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            if not is_compiling():
+                return counted(*args, **kwargs)
+            result = replacement(*args, **kwargs)
+            return original(*args, **kwargs) if result is NotImplemented else result
+
+        return function
 
     def on_undo(self, action: Callable[[], object]) -> None:
         self._undo.append(action)
 
     def undo(self) -> None:
         """Puts everything back. A second call does nothing."""
+        self._on = False
         while self._undo:
             self._undo.pop()()
 
@@ -87,14 +114,29 @@ class Patch:
         return "\n".join(lines) or "nothing was called"
 
 
-def serves(*tensors: Any) -> bool:
-    """Whether there are kernels for all of these: floating-point tensors of one device."""
-    first = tensors[0]
-    return (
-        isinstance(first, Tensor)
-        and all(
-            isinstance(t, Tensor) and t.device == first.device and t.is_floating_point()
-            for t in tensors
-        )
-        and has_kernels(first)
-    )
+def serves(first: Any, *others: Any) -> bool:
+    """Whether there are kernels for all of these: floating-point tensors of one device, of which
+    no graph of TorchScript is made."""
+    if not (isinstance(first, Tensor) and first.is_floating_point() and has_kernels(first)):
+        return False
+    for t in others:  # a loop, because this is a tenth of a small call
+        if not (isinstance(t, Tensor) and t.is_floating_point() and t.device == first.device):
+            return False
+    return torch._C._get_tracing_state() is None
+
+
+def shared(t: Tensor) -> Tensor:
+    """The tensor that `t` was expanded from, if it was: its gradient is summed in the kernel."""
+    base = t._base
+    if base is None or 0 not in t.stride() or base.data_ptr() != t.data_ptr():
+        return t
+    if base.requires_grad and t.grad_fn is None:  # expanded without gradient
+        return t
+    new = t.dim() - base.dim()
+    if new < 0 or base.dtype != t.dtype or any(t.stride()[:new]):
+        return t
+    of_each = zip(base.shape, base.stride(), t.shape[new:], t.stride()[new:], strict=True)
+    for size, stride, wide, found in of_each:
+        if (size, stride) != (wide, found) and (size, found) != (1, 0):
+            return t
+    return base

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Normal, constraints
 from torch.overrides import has_torch_function_unary
 
 from .. import ops
@@ -20,17 +22,21 @@ from ..ops.arguments import (
     weight_argument,
 )
 from ..ops.bounds import Bound, Raised
-from ..ops.elements import log_sigma, of_log_sigma, sigma
+from ..ops.elements import computed_in, log_sigma, of_log_sigma, sigma
 from ..ops.forms import scale_form
-from ..ops.noise import Source, make_seed
+from ..ops.noise import Generators, Source, draw, make_seed
 from ..ops.op import OPS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["DiagonalGaussian"]
 
 
 class DiagonalGaussian(Distribution):
     """N(mu, diag(sigma^2)); the last `event_ndim` dimensions are one event, by default all but the
-    first. Equivalent to `Independent(Normal(mu, sigma), event_ndim)`.
+    first. Equivalent to `Independent(Normal(mu, sigma), event_ndim)`; its KL divergences are in
+    `torch.distributions.kl_divergence` (see `fastvae.divergences`).
 
     Args:
         mu, logvar: tensors or numbers that broadcast against each other.
@@ -159,7 +165,7 @@ class DiagonalGaussian(Distribution):
         sample_shape: Sequence[int] = (),
         *,
         seed: Tensor | int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> Tensor:
         """Reparameterized samples of shape `sample_shape + batch_shape + event_shape`."""
         if not sample_shape and (packed := self._packed()):
@@ -183,10 +189,33 @@ class DiagonalGaussian(Distribution):
             generator=generator,
         )
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        seed: Tensor | int | None = None,
+        generator: Generators | None = None,
+    ) -> Tensor:
         """As `rsample`, without gradients."""
         with torch.no_grad():
-            return self.rsample(sample_shape)
+            return self.rsample(sample_shape, seed=seed, generator=generator)
+
+    def rsample_with_eps(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        seed: Tensor | int | None = None,
+        generator: Generators | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`rsample` and its noise: z = mu + sigma eps, and eps, which is constant for autograd and
+        float32 for half types."""
+        like = self.mu if self._params is None else self._params
+        source = make_seed(seed, generator, like, self._shape)
+        if not isinstance(source, Tensor):
+            source = draw(like.device, source)
+        zeros = computed_in(torch.zeros((), dtype=like.dtype, device=like.device))
+        eps = ops.rsample(zeros.expand(self._shape), 0.0, sample_shape=sample_shape, seed=source)
+        return self.rsample(sample_shape, seed=source), eps
 
     def kl(
         self, prior: DiagonalGaussian | None = None, *, weight: TensorLike | None = None
@@ -221,7 +250,7 @@ class DiagonalGaussian(Distribution):
         *,
         weight: TensorLike | None = None,
         seed: Tensor | int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`rsample()` and `kl(prior, weight=weight)` in one pass."""
         self._check_prior(prior)
@@ -257,7 +286,7 @@ class DiagonalGaussian(Distribution):
         weight: TensorLike | None = None,
         path_derivative: bool = False,
         seed: Tensor | int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`rsample(sample_shape)` and ln p(z) - ln q(z) in one pass, p = N(0, I) if prior is None;
         see `fastvae.rsample_log_ratio`."""
@@ -290,7 +319,7 @@ class DiagonalGaussian(Distribution):
             generator=generator,
         )
 
-    def _make_seed(self, seed: Tensor | int | None, generator: torch.Generator | None) -> Source:
+    def _make_seed(self, seed: Tensor | int | None, generator: Generators | None) -> Source:
         return make_seed(seed, generator, self._params, self._shape)
 
     def _check_prior(self, prior: DiagonalGaussian | None) -> None:
@@ -311,15 +340,12 @@ class DiagonalGaussian(Distribution):
             return prior.mu, prior.logvar
         return prior.mu, _convert(prior.logvar, prior.param, self.param)
 
-    def detach(self) -> DiagonalGaussian:
-        """The same Gaussian, constant for autograd."""
-        return DiagonalGaussian(
-            self.mu.detach(),
-            self._given.detach(),
-            param=self.param,
-            bound=self.bound,
-            event_ndim=self.event_ndim,
-        )
+    def detach(self) -> Self:
+        """The same distribution, constant for autograd."""
+        new = copy.copy(self)
+        tensors = {name: t.detach() for name, t in vars(self).items() if isinstance(t, Tensor)}
+        vars(new).update(tensors)
+        return new
 
     # ---- The rest of a distribution --------------------------------------------------------------
 
@@ -361,26 +387,52 @@ class DiagonalGaussian(Distribution):
         return self.stddev**2
 
     @property
+    def loc(self) -> Tensor:
+        return self.mean
+
+    @property
+    def scale(self) -> Tensor:
+        return self.stddev
+
+    @property
+    def base_dist(self) -> Normal:
+        """The Normal of each element, as `Independent` has it."""
+        return Normal(self.mean, self.stddev, validate_args=False)
+
+    @property
+    def event_dim(self) -> int:
+        return self.event_ndim
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Phi((value - mu) / sigma) of each element, whatever is an event."""
+        return torch.special.ndtr((value - self.mean) / self.stddev)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """mu + sigma Phi^-1(value) of each element, the inverse of `cdf`."""
+        return self.mean + self.stddev * torch.special.ndtri(value)
+
+    @property
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, self.event_ndim)
 
-    def expand(
-        self, batch_shape: Sequence[int], _instance: DiagonalGaussian | None = None
-    ) -> DiagonalGaussian:
-        """The same distribution with its batch dimensions expanded."""
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
+        """The same distribution with its batch dimensions expanded.
+
+        Raises:
+            NotImplementedError: of a subclass that has an `__init__` of its own and no `expand`, as
+                in `torch.distributions`.
+        """
+        new: Self = self._get_checked_instance(DiagonalGaussian, _instance)
         shape = torch.Size(batch_shape) + self.event_shape
-        return DiagonalGaussian(
-            self.mu.expand(shape),
-            self._given.expand(shape),
-            param=self.param,
-            bound=self.bound,
-            event_ndim=self.event_ndim,
-            validate_args=self._validate_args,
-        )
+        new.mu, new._given = self.mu.expand(shape), self._given.expand(shape)
+        new._params, new._packed_dim = None, -1
+        new._set_form(self.param, self.bound)
+        new._set_shape(self.event_ndim, shape, self._validate_args)
+        return new
 
     def __repr__(self) -> str:
         return (
-            f"DiagonalGaussian(batch_shape={tuple(self.batch_shape)}, "
+            f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, "
             f"event_shape={tuple(self.event_shape)}, param={self.param!r})"
         )
 

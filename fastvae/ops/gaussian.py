@@ -18,16 +18,18 @@ All values are in nats. In every op:
 - Rows that are contiguous pieces (halves of a `chunk`, channels_last, expanded dimensions) are read
   in place.
 - `seed` is an int64 tensor on the input's device, 0-d or one for each index along dimension 0, or
-  an int; by default it is drawn from `generator` or PyTorch's own. One seed gives the same noise on
-  every device, instruction set and number of threads. Inside `torch.compile(fullgraph=True)` no
+  an int; by default it is drawn from `generator` or PyTorch's own. A list of generators, one for
+  each index along dimension 0, gives each row noise that does not depend on the others; a generator
+  of another device, such as the CPU's, is drawn from there. One seed gives the same noise on every
+  device, instruction set and number of threads. Inside `torch.compile(fullgraph=True)` no
   generator can be given: pass `seed=draw_seed(generator)`, drawn outside.
 - Wrong dtypes raise TypeError, wrong shapes, devices and names ValueError. Values are not checked:
   a negative std gives NaN.
 
 The definition above each op computes the same in plain PyTorch, under `use_backend("reference")`.
 Where there are no kernels for a tensor's device, the eager formula below it does, if it has one.
-There noise is PyTorch's own unless `seed` is given, and numbers beyond float32's range, such as
-e^100, may make a value infinite sooner.
+There noise is PyTorch's own unless `seed`, or a list of generators, is given, and numbers beyond
+float32's range, such as e^100, may make a value infinite sooner.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ from .elements import (
     weighted_total,
 )
 from .forms import read_prior, scale_form
-from .noise import make_seed
+from .noise import Generators, make_seed
 from .op import Request
 
 __all__ = [
@@ -101,7 +103,7 @@ def rsample(
     bound: Bound | Raised | None = None,
     sample_shape: Sequence[int] = (),
     seed: Tensor | int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> Request:
     """Draws z = mu + sigma eps, eps ~ N(0, I), differentiably (Kingma & Welling 2014, section 2.4).
 
@@ -265,7 +267,7 @@ def rsample_kl(
     event_ndim: int | None = None,
     weight: TensorLike | None = None,
     seed: Tensor | int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> Request:
     """`rsample(mu, logvar)` and `kl_divergence(mu, logvar, prior_mu, prior_logvar)` in one pass.
 
@@ -334,7 +336,7 @@ def rsample_log_ratio(
     weight: TensorLike | None = None,
     path_derivative: bool = False,
     seed: Tensor | int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> Request:
     """z ~ q and ln p(z) - ln q(z) in one pass, p = N(0, I) unless given: the latent part of the
     log-weights of importance sampling and of the IWAE (Burda, Grosse & Salakhutdinov 2016), and

@@ -13,11 +13,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Generators",
     "Source",
     "box_muller",
     "draw",
@@ -30,6 +32,10 @@ __all__ = [
 ]
 
 Source = Tensor | torch.Generator | None
+
+Generators = torch.Generator | Sequence[torch.Generator]
+"""One for all rows, alone or in a list, or one for each: a row's noise then does not depend on the
+others."""
 
 _CPU = torch.device("cpu")
 _CPU_SEED = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -46,29 +52,33 @@ def draw_seed(
     """Draws what the ops take as `seed`.
 
     Args:
-        generator: of `device`; by default PyTorch's own, which `torch.manual_seed` sets.
+        generator: of any device; by default PyTorch's own, which `torch.manual_seed` sets.
         device: where the seed is wanted; by default the generator's device, or the CPU.
         batch: None for one 0-d seed; a number for one seed a row, so that an example's noise does
             not depend on the batch it is in.
 
     Returns:
-        int64, 0-d or [batch]. No host synchronization.
+        int64, 0-d or [batch]. No host synchronization, unless the generator is of another device.
     """
     if device is None:
         device = generator.device if generator is not None else "cpu"
     shape = () if batch is None else (batch,)
-    return torch.empty(shape, dtype=torch.int64, device=device).random_(generator=generator)
+    place = generator.device if generator is not None else device
+    seed = torch.empty(shape, dtype=torch.int64, device=place).random_(generator=generator)
+    return seed.to(device)
 
 
 def make_seed(
     seed: Tensor | int | None,
-    generator: torch.Generator | None,
+    generator: Generators | None,
     like: Tensor | None,
     shape: Sequence[int],
 ) -> Source:
     """The source of a call's noise, a seed being a tensor on the device of `like`.
 
-    The size of dimension 0 of `shape` is the only length that a per-row seed may have.
+    The size of dimension 0 of `shape` is the only length that a per-row seed, or a list of
+    generators, may have. What one generator of the device draws is drawn when the op runs; what
+    comes from several, or from another device, is drawn here.
     """
     if seed is None and generator is None:
         return None
@@ -82,8 +92,10 @@ def make_seed(
                 msg="generator= cannot be compiled; want seed=fastvae.draw_seed(generator), drawn "
                 "outside of the compiled function and passed to it"
             )
-            return draw(device, generator)
-        return generator
+            return _draw_from(generator, device, shape)
+        if isinstance(generator, torch.Generator) and generator.device.type == device.type:
+            return generator
+        return _draw_from(generator, device, shape)
     if generator is not None:
         raise ValueError("seed and generator are both given; want one of them")
     if isinstance(seed, Tensor):
@@ -101,6 +113,28 @@ def make_seed(
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed is {seed}; want a signed 64-bit integer")
     return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+def _draw_from(generator: Any, device: torch.device, shape: Sequence[int]) -> Tensor:
+    """One seed of a generator of any device, or one a row of as many generators."""
+    if isinstance(generator, list | tuple) and len(generator) == 1:
+        (generator,) = generator
+    if isinstance(generator, torch.Generator):
+        return draw(generator.device, generator).to(device)
+    if not isinstance(generator, list | tuple):
+        raise TypeError(
+            f"generator is a {type(generator).__name__}; want a torch.Generator or a list of them"
+        )
+    for one in generator:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(f"generator holds a {type(one).__name__}; want torch.Generators")
+    if not shape or len(generator) != shape[0]:
+        rows = f"{shape[0]}, one for each row" if shape else "one generator, there are no rows"
+        raise ValueError(f"generator is a list of {len(generator)}; want {rows}")
+    seeds = torch.empty(len(generator), dtype=torch.int64, device=device)
+    for seed, one in zip(seeds.unbind(), generator, strict=True):
+        seed.copy_(draw(one.device, one))
+    return seeds
 
 
 def draw(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
