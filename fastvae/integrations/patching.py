@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..ops import has_kernels
 
-__all__ = ["Patch", "serves"]
+__all__ = ["Patch", "eager_dtype", "serves"]
 
 
 class Patch:
@@ -35,14 +36,54 @@ class Patch:
         """Puts `replacement`, which is given the same arguments, in a method's place."""
         own = name in vars(owner)
         original = getattr(owner, name)
-        label = f"{owner.__name__}.{name}"
+        method = self._stand_in(f"{owner.__name__}.{name}", replacement, original)
 
-        @functools.wraps(original)
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return self.call(label, replacement, original, *args, **kwargs)
+        def put_back() -> None:
+            if vars(owner).get(name) is not method:  # another patch stands on this one
+                return
+            if own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
 
         setattr(owner, name, method)
-        self.on_undo(lambda: setattr(owner, name, original) if own else delattr(owner, name))
+        self.on_undo(put_back)
+
+    def replace_function(self, function: FunctionType, replacement: Callable[..., Any]) -> None:
+        """Puts `replacement` in the place of a module's function. The function itself is changed,
+        as a class is: whoever has imported it by name calls the replacement too."""
+        before = function.__code__, function.__defaults__, function.__kwdefaults__
+        original = FunctionType(
+            before[0], function.__globals__, function.__name__, before[1], function.__closure__
+        )
+        original.__kwdefaults__ = before[2]
+        put_in = {"_call": self._stand_in(function.__name__, replacement, original)}
+
+        def code(*args: Any, _call: Callable[..., Any], **kwargs: Any) -> Any:
+            return _call(*args, **kwargs)
+
+        def put_back() -> None:
+            if function.__kwdefaults__ is put_in:
+                function.__code__, function.__defaults__, function.__kwdefaults__ = before
+
+        function.__code__, function.__defaults__ = code.__code__, None
+        function.__kwdefaults__ = put_in
+        self.on_undo(put_back)
+
+    def _stand_in(
+        self, label: str, replacement: Callable[..., Any], original: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            return self.call(label, replacement, original, *args, **kwargs)
+
+        @functools.wraps(original)
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():  # what is compiled is not counted
+                result = replacement(*args, **kwargs)
+                return original(*args, **kwargs) if result is NotImplemented else result
+            return counted(*args, **kwargs)
+
+        return stand_in
 
     def call(
         self,
@@ -52,6 +93,8 @@ class Patch:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        if not self._undo:  # undone, while another patch stood on this one
+            return original(*args, **kwargs)
         result = replacement(*args, **kwargs)
         if result is NotImplemented:
             self.passed_on[label] += 1
@@ -98,3 +141,11 @@ def serves(*tensors: Any) -> bool:
         )
         and has_kernels(first)
     )
+
+
+def eager_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of a sum of elementwise functions of these, as PyTorch's own ops make it."""
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    if tensors[0].is_cuda and dtype.itemsize == 2 and torch.is_autocast_enabled("cuda"):
+        return torch.float32  # autocast's sum, exp and pow
+    return dtype
