@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+from torch.distributions import kl, register_kl
 
 from ..ops import has_kernels
 
-__all__ = ["Patch", "eager_dtype", "serves"]
+__all__ = ["Patch", "eager_dtype", "serves", "shared"]
 
 
 class Patch:
@@ -21,7 +23,8 @@ class Patch:
 
     The classes are changed, not the names that they are imported by, so that imports before the
     patch follow it. A replacement returns NotImplemented for what it does not serve; the original
-    is called then.
+    is called then. Patches may be undone in any order: one that another has been put upon stays in
+    its place and only calls the original. Calls that `torch.compile` traces are not counted.
 
     Attributes:
         served, passed_on: how often each method was computed by fastvae, and how often not.
@@ -30,34 +33,44 @@ class Patch:
     def __init__(self) -> None:
         self.served: Counter[str] = Counter()
         self.passed_on: Counter[str] = Counter()
+        self._on = True
         self._undo: list[Callable[[], object]] = []
 
     def replace(self, owner: type, name: str, replacement: Callable[..., Any]) -> None:
         """Puts `replacement`, which is given the same arguments, in a method's place."""
         own = name in vars(owner)
         original = getattr(owner, name)
-        method = self._stand_in(f"{owner.__name__}.{name}", replacement, original)
+        method = self._instead_of(original, replacement, f"{owner.__name__}.{name}")
 
         def put_back() -> None:
-            if vars(owner).get(name) is not method:  # another patch stands on this one
-                return
-            if own:
-                setattr(owner, name, original)
-            else:
-                delattr(owner, name)
+            if vars(owner).get(name) is method:
+                setattr(owner, name, original) if own else delattr(owner, name)
 
         setattr(owner, name, method)
         self.on_undo(put_back)
 
+    def replace_kl(self, p: type, q: type, replacement: Callable[..., Any]) -> None:
+        """The same for what `torch.distributions.kl_divergence` calls for two classes."""
+        original = kl._KL_REGISTRY[p, q]
+        label = f"kl_divergence({p.__name__}, {q.__name__})"
+        function = self._instead_of(original, replacement, label)
+
+        def put_back() -> None:
+            if kl._KL_REGISTRY[p, q] is function:
+                register_kl(p, q)(original)
+
+        register_kl(p, q)(function)
+        self.on_undo(put_back)
+
     def replace_function(self, function: FunctionType, replacement: Callable[..., Any]) -> None:
-        """Puts `replacement` in the place of a module's function. The function itself is changed,
-        as a class is: whoever has imported it by name calls the replacement too."""
+        """The same for a module's function. It is changed itself, as a class is: whoever has
+        imported it by name calls the replacement too."""
         before = function.__code__, function.__defaults__, function.__kwdefaults__
         original = FunctionType(
             before[0], function.__globals__, function.__name__, before[1], function.__closure__
         )
         original.__kwdefaults__ = before[2]
-        put_in = {"_call": self._stand_in(function.__name__, replacement, original)}
+        put_in = {"_call": self._instead_of(original, replacement, function.__name__)}
 
         def code(*args: Any, _call: Callable[..., Any], **kwargs: Any) -> Any:
             return _call(*args, **kwargs)
@@ -70,43 +83,35 @@ class Patch:
         function.__kwdefaults__ = put_in
         self.on_undo(put_back)
 
-    def _stand_in(
-        self, label: str, replacement: Callable[..., Any], original: Callable[..., Any]
+    def _instead_of(
+        self, original: Callable[..., Any], replacement: Callable[..., Any], label: str
     ) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
-            return self.call(label, replacement, original, *args, **kwargs)
+            if not self._on:
+                return original(*args, **kwargs)
+            result = replacement(*args, **kwargs)
+            if result is NotImplemented:
+                self.passed_on[label] += 1
+                return original(*args, **kwargs)
+            self.served[label] += 1
+            return result
 
+        # torch.compile follows functions, but not what belongs to an object that it cannot see.
         @functools.wraps(original)
-        def stand_in(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():  # what is compiled is not counted
-                result = replacement(*args, **kwargs)
-                return original(*args, **kwargs) if result is NotImplemented else result
-            return counted(*args, **kwargs)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            if not is_compiling():
+                return counted(*args, **kwargs)
+            result = replacement(*args, **kwargs)
+            return original(*args, **kwargs) if result is NotImplemented else result
 
-        return stand_in
-
-    def call(
-        self,
-        label: str,
-        replacement: Callable[..., Any],
-        original: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        if not self._undo:  # undone, while another patch stood on this one
-            return original(*args, **kwargs)
-        result = replacement(*args, **kwargs)
-        if result is NotImplemented:
-            self.passed_on[label] += 1
-            return original(*args, **kwargs)
-        self.served[label] += 1
-        return result
+        return function
 
     def on_undo(self, action: Callable[[], object]) -> None:
         self._undo.append(action)
 
     def undo(self) -> None:
         """Puts everything back. A second call does nothing."""
+        self._on = False
         while self._undo:
             self._undo.pop()()
 
@@ -131,7 +136,8 @@ class Patch:
 
 
 def serves(*tensors: Any) -> bool:
-    """Whether there are kernels for all of these: floating-point tensors of one device."""
+    """Whether there are kernels for all of these: floating-point tensors of one device, of which
+    no graph of TorchScript is made."""
     first = tensors[0]
     return (
         isinstance(first, Tensor)
@@ -140,7 +146,25 @@ def serves(*tensors: Any) -> bool:
             for t in tensors
         )
         and has_kernels(first)
+        and torch._C._get_tracing_state() is None
     )
+
+
+def shared(t: Tensor) -> Tensor:
+    """The tensor that `t` was expanded from, if it was: its gradient is summed in the kernel."""
+    base = t._base
+    if base is None or 0 not in t.stride() or base.data_ptr() != t.data_ptr():
+        return t
+    if base.requires_grad and t.grad_fn is None:  # expanded without gradient
+        return t
+    new = t.dim() - base.dim()
+    if new < 0 or base.dtype != t.dtype or any(t.stride()[:new]):
+        return t
+    of_each = zip(base.shape, base.stride(), t.shape[new:], t.stride()[new:], strict=True)
+    for size, stride, wide, found in of_each:
+        if (size, stride) != (wide, found) and (size, found) != (1, 0):
+            return t
+    return base
 
 
 def eager_dtype(*tensors: Tensor) -> torch.dtype:

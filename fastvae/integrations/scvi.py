@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal, kl, register_kl
+from torch.distributions import Normal
 from torch.nn.functional import softplus
 
 from .. import ops
-from .patching import Patch, serves
+from .patching import Patch, serves, shared
 
 __all__ = ["patch"]
 
@@ -47,25 +47,8 @@ def patch() -> Patch:
     patch.replace(scvi.NegativeBinomialMixture, "log_prob", _mixture)
     patch.replace(scvi.Poisson, "log_prob", _poisson)
     patch.replace(Normal, "rsample", _rsample)
-    original = kl._KL_REGISTRY[Normal, Normal]
-
-    def kl_divergence(p: Normal, q: Normal) -> Tensor:
-        result: Tensor = patch.call("kl_divergence(Normal, Normal)", _kl, original, p, q)
-        return result
-
-    register_kl(Normal, Normal)(kl_divergence)
-    patch.on_undo(lambda: register_kl(Normal, Normal)(original))
+    patch.replace_kl(Normal, Normal, _kl)
     return patch
-
-
-def _shared(t: Tensor) -> Tensor:
-    """The tensor that `t` was expanded from, whose gradient is summed in the kernel."""
-    base = t._base
-    if base is None or 0 not in t.stride() or base.data_ptr() != t.data_ptr():
-        return t
-    if base.dim() > t.dim() or base.expand(t.shape).stride() != t.stride():
-        return t
-    return base
 
 
 def _warn_outside_support(distribution: Any, value: Tensor) -> None:
@@ -87,7 +70,7 @@ def _negative_binomial(self: Any, value: Tensor) -> Any:
     if self._validate_args:
         _warn_outside_support(self, value)
     return ops.negative_binomial_log_prob(
-        value, _shared(self.mu) + _EPS, _shared(self.theta), event_ndim=0
+        value, shared(self.mu) + _EPS, shared(self.theta), event_ndim=0
     )
 
 
@@ -96,7 +79,7 @@ def _zero_inflated(self: Any, value: Tensor) -> Any:
         return NotImplemented
     _warn_outside_support(self, value)
     return ops.zero_inflated_negative_binomial_log_prob(
-        value, _shared(self.mu) + _EPS, _shared(self.theta), _shared(self.zi_logits), event_ndim=0
+        value, shared(self.mu) + _EPS, shared(self.theta), shared(self.zi_logits), event_ndim=0
     )
 
 
@@ -106,7 +89,7 @@ def _mixture(self: Any, value: Tensor) -> Any:
         return NotImplemented
     _warn_outside_support(self, value)
     first, second = (
-        ops.negative_binomial_log_prob(value, _shared(mu) + _EPS, _shared(theta), event_ndim=0)
+        ops.negative_binomial_log_prob(value, shared(mu) + _EPS, shared(theta), event_ndim=0)
         for mu, theta in ((self.mu1, self.theta1), (self.mu2, theta2))
     )
     logits = self.mixture_logits
@@ -118,7 +101,7 @@ def _poisson(self: Any, value: Tensor) -> Any:
         return NotImplemented
     if self._validate_args:
         self._validate_sample(value)
-    return ops.poisson_log_prob(value, _shared(self.rate), event_ndim=0)
+    return ops.poisson_log_prob(value, shared(self.rate), event_ndim=0)
 
 
 def _rsample(self: Normal, sample_shape: Any = ()) -> Any:
