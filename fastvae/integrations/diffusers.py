@@ -8,8 +8,8 @@ Served: `sample`, `kl` and `nll` of `DiagonalGaussianDistribution`, the posterio
 [B, C, H, W] and of videos [B, C, T, H, W] (AutoencoderKLCogVideoX, AutoencoderKLWan,
 AutoencoderKLHunyuanVideo, ...), and `sample` and `kl` of `OobleckDiagonalGaussianDistribution`,
 that of audio. Values, shapes, dtypes and gradients are the original's: so the KL divergence of a
-video is summed over C, T and H, and W is left, as diffusers does. Near posterior collapse it keeps the
-digits that the original loses.
+video is summed over C, T and H, and W is left, as diffusers does. Near posterior collapse it keeps
+the digits that the original loses.
 
 The noise is fastvae's, another than without the patch. `torch.manual_seed`, or the `generator` that
 `sample` is given, decides it, and with a list of generators each decides that of one example: the

@@ -5,8 +5,8 @@
     with fastvae.integrations.multivae.patch(): ...
 
 Served: multivae's `rsample_from_gaussian` (MVAE, MoPoE, MVTCAE, DMVAE, CRMVAE, TELBO, Nexus,
-MHVAE), `kl_divergence` (DMVAE, CRMVAE, MHVAE, CVAE) and MoPoE's `calc_joint_divergence`; `rsample` of
-torch.distributions.Normal (JMVAE, MMVAE, CVAE, JNF) and `log_prob` of Normal and Laplace, the
+MHVAE), `kl_divergence` (DMVAE, CRMVAE, MHVAE, CVAE) and MoPoE's `calc_joint_divergence`; `rsample`
+of torch.distributions.Normal (JMVAE, MMVAE, CVAE, JNF) and `log_prob` of Normal and Laplace, the
 likelihoods of all of them. The methods of torch.distributions are served for whoever calls them
 while the patch is on; the functions, for whoever has imported them, earlier too. Values, shapes,
 dtypes and gradients are the original's. Arguments are validated as before, except that
