@@ -2,10 +2,10 @@
 python benchmarks/real_packages.py
 
 For each model: the share of a step that the replaced calls take, forward alone (VAMP's holds its
-encoder's pass over the pseudo-inputs), the time of a step (forward,
-backward and Adam) as it is and patched, in turns, medians; how many calls of a step were served and
-passed on. Before that, losses that hold no noise are compared. Needs `pip install
-'.[diffusers,pythae,multivae]'`; a package that is not there is a line that says so.
+encoder's pass over the pseudo-inputs); the time of a step (forward, backward and Adam) as it is and
+patched, in turns, medians; how many calls of a step were served and passed on. Before that, losses
+that hold no noise are compared. Needs `pip install '.[diffusers,pythae,multivae]'`; a package that
+is not there is a line that says so. scvi-tools has `benchmarks/scvi_epochs.py`.
 """
 
 from __future__ import annotations
