@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.distributions import kl, register_kl
 
 from ..ops import has_kernels
 
-__all__ = ["Patch", "serves", "shared"]
+__all__ = ["Patch", "eager_dtype", "serves", "serves_alike", "shared"]
 
 
 class Patch:
@@ -60,6 +60,27 @@ class Patch:
                 register_kl(p, q)(original)
 
         register_kl(p, q)(function)
+        self.on_undo(put_back)
+
+    def replace_function(self, function: FunctionType, replacement: Callable[..., Any]) -> None:
+        """The same for a module's function. It is changed itself, as a class is: whoever has
+        imported it by name calls the replacement too."""
+        before = function.__code__, function.__defaults__, function.__kwdefaults__
+        original = FunctionType(
+            before[0], function.__globals__, function.__name__, before[1], function.__closure__
+        )
+        original.__kwdefaults__ = before[2]
+        put_in = {"_call": self._instead_of(original, replacement, function.__name__)}
+
+        def code(*args: Any, _call: Callable[..., Any], **kwargs: Any) -> Any:
+            return _call(*args, **kwargs)
+
+        def put_back() -> None:
+            if function.__kwdefaults__ is put_in:
+                function.__code__, function.__defaults__, function.__kwdefaults__ = before
+
+        function.__code__, function.__defaults__ = code.__code__, None
+        function.__kwdefaults__ = put_in
         self.on_undo(put_back)
 
     def _instead_of(
@@ -125,6 +146,19 @@ def serves(first: Any, *others: Any) -> bool:
     return torch._C._get_tracing_state() is None
 
 
+def serves_alike(first: Any, *others: Any) -> bool:
+    """Whether they are served, with results of the dtype that PyTorch gives them."""
+    if not serves(first, *others):
+        return False
+    dtype = first.dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:  # half types would become float32
+        return False
+    for t in others:  # noqa: SIM110  a small call's time
+        if t.dtype is not dtype:
+            return False
+    return True
+
+
 def shared(t: Tensor) -> Tensor:
     """The tensor that `t` was expanded from, if it was: its gradient is summed in the kernel."""
     base = t._base
@@ -140,3 +174,11 @@ def shared(t: Tensor) -> Tensor:
         if (size, stride) != (wide, found) and (size, found) != (1, 0):
             return t
     return base
+
+
+def eager_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of a sum of elementwise functions of these, as PyTorch's own ops make it."""
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    if tensors[0].is_cuda and dtype.itemsize == 2 and torch.is_autocast_enabled("cuda"):
+        return torch.float32  # autocast's sum, exp and pow
+    return dtype

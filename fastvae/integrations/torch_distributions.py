@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl
 
 from .. import ops
-from .patching import Patch, serves, shared
+from .patching import Patch, serves_alike, shared
 
 __all__ = ["patch"]
 
@@ -38,22 +38,9 @@ def patch() -> Patch:
     return patch
 
 
-def _alike(first: Any, *others: Any) -> bool:
-    """Whether they are served, with results of the dtype that PyTorch gives them."""
-    if not serves(first, *others):
-        return False
-    dtype = first.dtype
-    if dtype is not torch.float32 and dtype is not torch.float64:  # half types would become float32
-        return False
-    for t in others:  # noqa: SIM110  a small call's time
-        if t.dtype is not dtype:
-            return False
-    return True
-
-
 def _rsample(self: Normal, sample_shape: Any = ()) -> Any:
     loc, scale = self.loc, self.scale
-    if not _alike(loc, scale):
+    if not serves_alike(loc, scale):
         return NotImplemented
     if sample_shape == ():  # a call without it is the cheapest
         return ops.rsample(loc, shared(scale), param="std")
@@ -71,7 +58,7 @@ def _log_prob(self: Normal, value: Any) -> Any:
 
 
 def _event_log_prob(normal: Normal, value: Any, event_ndim: int) -> Any:
-    if not _alike(normal.loc, normal.scale, value):
+    if not serves_alike(normal.loc, normal.scale, value):
         return NotImplemented
     if normal._validate_args:
         normal._validate_sample(value)
@@ -97,7 +84,7 @@ def _kl(p: Normal, q: Normal) -> Any:
 
 
 def _event_kl(p: Normal, q: Normal, event_ndim: int) -> Any:
-    if not _alike(p.loc, p.scale, q.loc, q.scale):
+    if not serves_alike(p.loc, p.scale, q.loc, q.scale):
         return NotImplemented
     loc, scale = q.loc, q.scale
     if loc.shape == p.loc.shape:  # else the result's shape is not p's
