@@ -2,6 +2,7 @@
 
 from . import moved as moved
 from . import reference
+from .auditing import audit
 from .backend import info, use_backend
 from .debug import NonFinite
 from .models.aggregates import DIPVAE, BetaTC, InfoVAE, mmd
@@ -111,6 +112,7 @@ __all__ = [
     "VampPrior",
     "ZeroInflatedNegativeBinomial",
     "aggregate_log_prob",
+    "audit",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
     "categorical_log_prob",
