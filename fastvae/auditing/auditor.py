@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import nn
 
 from . import divergence, faults, flow, likelihood
 from .divergence import Charge
-from .latents import FORMS, Carrier, Group, find_groups, find_samples
+from .latents import FORMS, MOST, Carrier, Group, find_groups, find_samples
 from .report import Audit, Finding, Latent
 from .runs import Program, Run
 from .trace import Line, UnsteadyError
@@ -91,17 +92,7 @@ def _audit(
     hidden = any(g.problem and s.diagonal for g in groups for s in g.samples)
     if not again and (hidden or not all(s.used for s in samples)):
         return None
-
-    charges = [divergence.measure(program, base, group) for group in groups]
-    charged = [(g, c) for g, c in zip(groups, charges, strict=True) if not _is_other_noise(g, c)]
-    if not charged:  # noise in hidden layers, say
-        charged = list(zip(groups, charges, strict=True))
-    own = [s for g, _ in charged for s in g.samples]
-    roots = 0
-    for g, _ in charged:
-        for c in (*g.mu, *g.scale):
-            roots |= 1 << c.value.index
-    nll = likelihood.measure(base, own, roots, program.batch)
+    charged, nll = _measured(program, base, groups)
 
     findings: list[Finding] = []
     notes: list[str] = []
@@ -111,8 +102,9 @@ def _audit(
         findings += flow.faults(program, base, group)
     effective = None
     if beta != 0:
-        for group, charge in charged:
-            found, b = faults.of_charge(base, group, charge, nll, program, beta)
+        for k, (group, charge) in enumerate(charged):
+            again_with_fewer = functools.partial(_elsewhere, program, k, len(charged))
+            found, b = faults.of_charge(base, group, charge, nll, program, beta, again_with_fewer)
             findings += found
             effective = b if effective is None else effective
             if charge.form == "unknown":
@@ -121,10 +113,37 @@ def _audit(
             findings.append(faults.no_kl(charged[0][0]))
     if nll is None:
         notes.append("the likelihood: no tensor of elements with one weight was found")
-    if base.trace.draws and len(base.trace.draws) > 64:
-        notes.append("draws of noise after the 64th")
+    if len(base.trace.draws) > MOST:
+        notes.append(f"draws of noise after the {MOST}th")
     latents = [_latent(g, c, program.batch) for g, c in charged]
     return Audit(_once(findings), latents, _said(nll, program.batch), notes, effective)
+
+
+def _measured(
+    program: Program, base: Run, groups: list[Group]
+) -> tuple[list[tuple[Group, Charge]], likelihood.Likelihood | None]:
+    """The Gaussians that the loss charges for, all if it does for none, and the likelihood."""
+    charges = divergence.measure(program, base, groups)
+    pairs = list(zip(groups, charges, strict=True))
+    charged = [(g, c) for g, c in pairs if not _is_other_noise(g, c)] or pairs
+    roots = 0
+    for g, _ in charged:
+        for c in (*g.mu, *g.scale):
+            roots |= 1 << c.value.index
+    own = [s for g, _ in charged for s in g.samples]
+    return charged, likelihood.measure(base, own, roots, program.batch)
+
+
+def _elsewhere(program: Program, k: int, n: int) -> faults.weights.Weights | None:
+    """The weights of the k-th of n Gaussians with fewer examples."""
+    fewer = program.smaller()
+    if fewer is None:
+        return None
+    base = fewer.run()
+    charged, nll = _measured(fewer, base, find_groups(fewer, base, find_samples(fewer, base)))
+    if len(charged) != n or charged[k][1].form not in ("closed", "samples"):
+        return None
+    return faults.weights_of(*charged[k], nll, fewer.batch)
 
 
 def _is_other_noise(group: Group, charge: Charge) -> bool:

@@ -38,7 +38,6 @@ class Point:
     by_mu: Tensor
     by_log_scale: Tensor
     scale: Tensor
-    others: float
     trace: Recorder
 
 
@@ -76,14 +75,47 @@ class Charge:
     reductions: Sequence[tuple[str, Line | None]] = ()
 
 
-def measure(program: Program, base: Run, group: Group) -> Charge:
-    """The charge of one Gaussian."""
-    if group.problem:
-        return Charge("unknown", group.problem)
+def measure(program: Program, base: Run, groups: list[Group]) -> list[Charge]:
+    """The charge of each Gaussian."""
+    passed = _passed_by(program, base, groups)
+    charges = []
+    for group, by_others in zip(groups, passed, strict=True):
+        if group.problem:
+            charges.append(Charge("unknown", group.problem))
+        elif by_others:
+            why = "the loss depends on q by other tensors than mu and sigma"
+            charges.append(Charge("unknown", why))
+        else:
+            charges.append(_measure(program, base, group))
+    return charges
+
+
+def _passed_by(program: Program, base: Run, groups: list[Group]) -> list[bool]:
+    """Whether the loss depends on an encoder's parameters by other ways than z, mu and sigma."""
+    replace: dict[tuple[int, int], Replacement] = {}
+    for group in groups:
+        for value in (
+            *(s.z for s in group.samples),
+            *(c.value for c in (*group.mu, *group.scale)),
+        ):
+            assert value.key is not None
+            replace[value.key] = _constant(value.tensor.detach().clone())
+    run = rerun(program, base, replace=replace)
+    found = []
+    for group in groups:
+        params = [run.trace.values[i].tensor for i in _parameters_of(base.trace, group)]
+        grads: Sequence[Tensor | None] = ()
+        if params and run.loss.requires_grad:
+            grads = torch.autograd.grad(run.loss, params, retain_graph=True, allow_unused=True)
+        found.append(any(g is not None and g.abs().max().item() > 1e-9 for g in grads))
+    return found
+
+
+def _measure(program: Program, base: Run, group: Group) -> Charge:
     here = _points(program, base, group)
-    if here[0].others > 1e-6 * _size(here[0]) and here[0].others > 1e-9:
-        return Charge("unknown", "the loss depends on q by other tensors than mu and sigma")
     charge = _fit(here, group, program)
+    if charge.form == "unknown" and group.first.z.tensor.numel() > group.mu[0].value.tensor.numel():
+        charge = _by_weighted_samples(program, base, group, charge)
     if charge.form in ("none", "unknown") or charge.entropy <= 0:
         far = _fit(_points(program, base, group, away=6.0), group, program)
         if far.form in ("closed", "samples") and far.entropy > 0:
@@ -92,6 +124,21 @@ def measure(program: Program, base: Run, group: Group) -> Charge:
     if charge.form == "none":
         charge = _by_values(here, group)
     _find(group, base, charge)
+    return charge
+
+
+def _by_weighted_samples(
+    program: Program, base: Run, group: Group, charge: Charge
+) -> Charge:
+    """Samples whose weights depend on sigma, as importance weights do, and add up to one: where
+    sigma is so large that every z is at q's mode, dR/dln sigma = -w."""
+    sums = []
+    for h in (6.0, 7.0):
+        point = _point(program, base, group, 0.0, 0.0, h)
+        sums.append(_uniform(-point.by_log_scale, 1e-2))
+    if sums[0] and sums[1] and math.isclose(sums[0], sums[1], rel_tol=1e-2):
+        w = sums[1]
+        return Charge("samples", power=-2.0, entropy=w, square=w, mean=w)
     return charge
 
 
@@ -130,20 +177,16 @@ def _point(
         assert carrier.value.key is not None
         replace[carrier.value.key] = mover(carrier)
     run = rerun(program, base, replace=replace)
-    parameters = _parameters_of(base.trace, group)
-    params = [run.trace.values[i].tensor for i in parameters]
-    wanted = [*leaves.values(), *params]
-    grads: Sequence[Tensor | None] = [None] * len(wanted)
+    grads: Sequence[Tensor | None] = [None] * len(leaves)
     if run.loss.requires_grad:
-        grads = torch.autograd.grad(run.loss, wanted, allow_unused=True)
-    by_key = dict(zip(leaves, grads, strict=False))
+        grads = torch.autograd.grad(run.loss, list(leaves.values()), allow_unused=True)
+    by_key = dict(zip(leaves, grads, strict=True))
     by_mu = _total(group.mu, leaves, by_key)
     by_scale = _total(group.scale, leaves, by_key)
     first = group.scale[0]
     assert first.value.key is not None
     scale = first.form.scale(leaves[first.value.key].detach().flatten())
-    others = max([g.abs().max().item() for g in grads[len(leaves) :] if g is not None], default=0.0)
-    return Point(run.loss.item(), by_mu, by_scale, scale, others, run.trace)
+    return Point(run.loss.item(), by_mu, by_scale, scale, run.trace)
 
 
 def _constant(t: Tensor) -> Replacement:
@@ -240,7 +283,8 @@ def _fit(points: list[Point], group: Group, program: Program) -> Charge:
     entropy = _uniform(entropies, 10 * tolerance)
     if entropy is None:
         return charge
-    if power < -1e-2:
+    # At fixed z the slope by mu is -w / sigma^2.
+    if power < -1e-2 and _uniform(slope * s[1] ** -power, 0.1) is not None:
         return Charge("samples", power=power, entropy=entropy, square=entropy, mean=entropy)
     # With a confused sigma the slope by mu is still that of the true prior.
     relative = slope / factor
@@ -311,7 +355,7 @@ def _find(group: Group, base: Run, charge: Charge) -> None:
         if not loss.of(1 << v.index) or not v.of(roots) or v is loss or before >> v.index & 1:
             continue
         of_noise = v.of(drawn)
-        if charge.form == "closed" and of_noise:
+        if charge.form in ("closed", "detached") and of_noise:
             continue
         inputs = [base.trace.values[i] for i in v.inputs]
         sizes = [t.tensor.numel() for t in inputs if t.of(roots)]

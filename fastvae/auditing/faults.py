@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -15,7 +15,7 @@ from .report import Finding
 from .runs import Program, Run
 from .trace import Line
 
-__all__ = ["is_mean", "no_kl", "no_noise", "of_charge", "of_noise", "of_range", "weight"]
+__all__ = ["is_mean", "no_kl", "no_noise", "of_charge", "of_noise", "of_range", "weight", "weights_of"]
 
 LARGEST = math.log(65504.0)  # whose exp is float16's largest number
 
@@ -24,11 +24,11 @@ def weight(charge: Charge) -> float:
     """Of the KL, whatever it takes sigma for: of its terms, that which most have."""
     if charge.as_exponent:
         return charge.entropy
-    power = abs(charge.power)
-    if power < 1e-2 or charge.form == "detached":
+    power = abs(charge.power) if charge.form == "samples" else charge.power
+    if abs(power) < 1e-2 or charge.form == "detached":
         return charge.mean if charge.mean else charge.entropy
     entropy, square = (2 * t / power for t in (charge.entropy, charge.square))
-    if abs(power - 2) < 0.05:
+    if abs(abs(power) - 2) < 0.05 and power > 0:
         return sorted((entropy, square, charge.mean))[1]
     return entropy
 
@@ -121,6 +121,15 @@ def no_kl(group: Group) -> Finding:
     return Finding.at(group.first.z.line, "kl-missing", says, 0.0, "kl")
 
 
+def weights_of(
+    group: Group, charge: Charge, likelihood: Likelihood | None, batch: int
+) -> weights.Weights:
+    z = group.first.z.tensor
+    latent = _event(z.shape, batch)
+    samples = len(group.samples) * z.numel() // (batch * math.prod(latent))
+    return weights.Weights(abs(weight(charge)), likelihood, batch, samples, latent)
+
+
 def of_charge(
     base: Run,
     group: Group,
@@ -128,6 +137,7 @@ def of_charge(
     likelihood: Likelihood | None,
     program: Program,
     beta: float,
+    elsewhere: Callable[[], weights.Weights | None],
 ) -> tuple[list[Finding], float | None]:
     """The faults of a KL, and the effective beta."""
     line = charge.line or group.first.z.line
@@ -140,24 +150,12 @@ def of_charge(
     findings = [*_confusions(group, charge, line, tolerance)]
     w = weight(charge)
     if w < 0:
-        if charge.form == "closed" or not findings:
-            says = f"The KL has the wrong sign: its weight in the loss is {w:.4g}, so that it is maximized."
-            findings.append(Finding.at(line, "kl-sign", says, -1.0, "kl"))
-        w = -w
+        says = f"The KL has the wrong sign: its weight in the loss is {w:.4g}, so that it is maximized."
+        findings.append(Finding.at(line, "kl-sign", says, -1.0, "kl"))
     if not findings:
-        findings += _value(group, charge, w, line, program)
-    z = group.first.z.tensor
-    latent = _event(z.shape, program.batch)
-    per_example = len(group.samples) * z.numel() // (program.batch * math.prod(latent))
-    verdict = weights.judge(
-        w,
-        likelihood,
-        batch=program.batch,
-        beta=beta,
-        latent=latent,
-        samples=per_example,
-        tolerance=tolerance,
-    )
+        findings += _value(group, charge, abs(w), line, program)
+    measured_here = weights_of(group, charge, likelihood, program.batch)
+    verdict = weights.judge(measured_here, elsewhere, beta, tolerance)
     for cause in verdict.causes:
         of_likelihood = cause.kind.startswith("likelihood")
         where = line

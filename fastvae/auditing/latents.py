@@ -16,7 +16,7 @@ from torch import Tensor
 from .runs import Program, Run
 from .trace import Draw, Recorder, UnsteadyError, Value
 
-__all__ = ["Carrier", "Form", "Group", "Sample", "find_groups", "find_samples", "learned", "rerun"]
+__all__ = ["FORMS", "MOST", "Carrier", "Form", "Group", "Sample", "find_groups", "find_samples", "learned", "rerun"]
 
 MOST = 64  # draws that are looked at
 

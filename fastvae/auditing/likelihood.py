@@ -105,15 +105,15 @@ def measure(base: Run, samples: list[Sample], roots: int, batch: int) -> Likelih
     if math.prod(kept) != elements:
         kept = [elements]
     weight = total / (batch * elements)
-    error, factor = _error(base, path, value)
+    error, factor = _error(base, path, value, z)
     name = _KNOWN.get(value.name, error and f"{error} error")
-    if name == "Bernoulli" and weight < 0:
-        factor = 1.0  # its sign is known
-    elif not error and value.name not in _KNOWN:
+    if not error and value.name not in _KNOWN and factor != 1.0:
+        name = "Gaussian density"
+    elif not error and value.name not in _KNOWN and factor == 1.0:
         weight = abs(weight)
     line = value.line
     return Likelihood(
-        name or "of an unknown family", weight * factor, error, tuple(kept), line,
+        name or "of a family unknown here", weight * factor, error, tuple(kept), line,
         [v for v, _ in chosen],
     )  # fmt: skip
 
@@ -158,21 +158,52 @@ def _samples(samples: list[Sample], base: Run, batch: int) -> int:
     return inside * len(same)
 
 
-def _error(base: Run, path: list[Value], value: Value) -> tuple[str, float]:
-    """Whether the elements are a squared or absolute error, and the factor to its weight."""
-    e = value.tensor.detach()
-    trace = base.trace
-    ancestors = [v for v in path if value.of(1 << v.index) and v is not value]
-    differences = [v.tensor.detach() for v in ancestors if v.tensor.shape == e.shape]
-    if value.name in ("mse_loss", "l1_loss") and len(value.inputs) == 2:
-        a, b = (trace.values[i].tensor.detach() for i in value.inputs)
-        differences = [a - b]
-    for d in differences:
+def _error(base: Run, path: list[Value], value: Value, z: int) -> tuple[str, float]:
+    """Whether the elements are a squared or absolute error, and the factor to its weight.
+
+    With the constants of a Gaussian's density, a (½ d² / sigma² + ½ ln 2 pi sigma²), they are no
+    bare error, and the factor is a.
+    """
+    e = value.tensor.detach().flatten()
+    for v in path:
+        if v.name not in _DIFFERENCES or not value.of(1 << v.index) or len(v.inputs) != 2:
+            continue
+        if v.tensor.numel() != e.numel():
+            continue
+        operands = [base.trace.values[i] for i in v.inputs]
+        if operands[0].of(z) == operands[1].of(z):
+            continue
+        a, b = (o.tensor.detach() for o in operands)
+        d = (a + b if v.name == "add" else a - b).flatten()
+        if d.numel() != e.numel():
+            continue
         for name, power, factor in (("squared", d.square(), 2.0), ("absolute", d.abs(), 1.0)):
-            usable = power > 1e-6 * power.max()
-            k = (e[usable] / power[usable]).median()
-            if bool(torch.allclose(k * power, e, rtol=1e-4, atol=1e-6 * e.abs().max().item())):
-                return name, factor * k.item()
+            slope, constant = _line_through(power, e)
+            size = 1e-5 * e.abs().max().item()
+            if (slope * power + constant - e).abs().max().item() > size or slope == 0:
+                continue
+            if name == "squared" and abs(constant) > size:
+                density = _density(slope, constant)
+                if density is not None:
+                    return "", density
+            return name, factor * slope
     return "", 1.0
 
 
+_DIFFERENCES = {"sub", "rsub", "__rsub__", "sub_", "subtract", "add", "mse_loss", "l1_loss"}
+
+
+def _line_through(x: Tensor, y: Tensor) -> tuple[float, float]:
+    centred = x - x.mean()
+    slope = (centred @ (y - y.mean()) / (centred @ centred)).item()
+    return slope, (y.mean() - slope * x.mean()).item()
+
+
+def _density(slope: float, constant: float) -> float | None:
+    """a, if it is ±1, ±½ or ±2: slope = a / (2 sigma²), constant = ½ a ln 2 pi sigma²."""
+    for a in (1.0, 2.0, 0.5):
+        a = math.copysign(a, slope)
+        variance = a / (2 * slope)
+        if math.isclose(constant, 0.5 * a * math.log(2 * math.pi * variance), rel_tol=1e-4):
+            return a
+    return None

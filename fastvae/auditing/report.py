@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from .trace import Line
 
 __all__ = ["Audit", "Finding", "Latent", "formula"]
+
+
+def _where(file: str | None, line: int | None) -> str:
+    """As short as it is clear."""
+    if file is None:
+        return "an unknown line"
+    path, here = Path(file), Path.cwd()
+    return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{line}"
+
 
 _FORMULAS = {
     "sampling": "z = mu + exp(0.5 * logvar) * torch.randn_like(mu)",
@@ -51,7 +61,7 @@ class Finding:
 
     @property
     def where(self) -> str:
-        return f"{self.file}:{self.line}" if self.file else "no line"
+        return _where(self.file, self.line)
 
     def __str__(self) -> str:
         says = textwrap.fill(self.says, 96, initial_indent="    ", subsequent_indent="    ")
@@ -84,7 +94,7 @@ class Latent:
         weight = "" if self.weight is None else f", weight {self.weight:.4g}"
         prior = f" to {self.prior}" if self.prior else ""
         return (
-            f"z {list(self.shape)} at {self.file}:{self.line}, sigma from {self.carrier or '?'}; "
+            f"z {list(self.shape)} at {_where(self.file, self.line)}, sigma from {self.carrier or '?'}; "
             f"KL{prior}: {self.kl}{weight}"
         )
 

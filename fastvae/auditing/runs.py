@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -104,6 +105,19 @@ class Program:
                     buffer.data.copy_(before)
         return Run(loss, trace)
 
+    def smaller(self) -> Program | None:
+        """The same with fewer examples; None where there are too few, or that fails."""
+        other = copy.copy(self)
+        other.batch = self.batch - 2
+        if other.batch < 2:
+            return None
+        other.x = tree_map(lambda t: _first(t, other.batch), self.x)
+        try:
+            other.run()
+        except Exception:  # whatever the user's program raises
+            return None
+        return other
+
     def jitter(self) -> None:
         """Moves all weights a little, so that nothing is zero because it starts there."""
         with torch.random.fork_rng(), torch.no_grad():
@@ -182,5 +196,8 @@ def _default(double: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
     """Compiled modules as they were written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+        yield
+        return
     with torch.compiler.set_stance("force_eager"):
         yield

@@ -10,95 +10,140 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .likelihood import Likelihood
 
-__all__ = ["Cause", "Verdict", "judge"]
+__all__ = ["Cause", "Verdict", "Weights", "judge"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-    """A mistake that multiplies a weight."""
+    """A mistake that multiplies a weight; `grows`: by a number that is another in other batches."""
 
     kind: str
     factor: float
     says: str
+    grows: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What was measured with a batch of some size.
+
+    Attributes:
+        kl: the weight of the KL.
+        likelihood: None if it was not found.
+        batch, samples: the number of examples, and of z for each.
+        latent: the shape of one example's z.
+    """
+
+    kl: float
+    likelihood: Likelihood | None
+    batch: int
+    samples: int
+    latent: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`causes` is empty if all is well; `effective_beta` None if it is not known."""
+    """`causes` is empty if all is well; `effective_beta` None if it is not known.
+
+    `by_mean`: the explanation has the loss as a mean over the batch.
+    """
 
     causes: tuple[Cause, ...]
     effective_beta: float | None
+    by_mean: bool = False
+
+    def same_as(self, other: Verdict) -> bool:
+        kinds = [tuple((c.kind, c.grows) for c in v.causes) for v in (self, other)]
+        factors = [
+            [c.factor for c in v.causes if not c.grows] for v in (self, other)
+        ]
+        return kinds[0] == kinds[1] and factors[0] == factors[1] and self.by_mean == other.by_mean
 
 
 _RIGHT = Cause("", 1.0, "")
 
 
 def judge(
-    weight: float,
-    likelihood: Likelihood | None,
-    *,
-    batch: int,
-    beta: float,
-    latent: Sequence[int],
-    samples: int,
-    tolerance: float,
+    here: Weights, elsewhere: Callable[[], Weights | None], beta: float, tolerance: float
 ) -> Verdict:
-    """Of the weight of a KL.
+    """The simplest explanation.
 
     Args:
-        weight: of the KL in the loss.
-        latent: the shape of one example's z.
-        samples: of z for each example.
+        here: what was measured.
+        elsewhere: measures it with another number of examples, by which 1 / B is told from any
+            other number. It is asked only if all is not well.
     """
+    found = list(_explanations(here, beta, tolerance))
+    if found and not found[0].causes:
+        return found[0]
+    second = elsewhere()
+    if second is not None:
+        others = list(_explanations(second, beta, tolerance))
+        found = [v for v in found if any(v.same_as(o) for o in others)]
+    if found:
+        return found[0]
+    return _unexplained(here, second, beta)
 
-    def near(a: float, b: float) -> bool:
-        return abs(a - b) <= tolerance * abs(b)
 
-    norms = (1.0 / batch, 1.0)
-    of_kl = list(_kl_causes(latent, batch))
-    if likelihood is None:
-        if any(near(weight, beta * nu) for nu in norms):
-            return Verdict((), None)
-        for nu, cause in itertools.product(norms, of_kl):
-            if near(weight, beta * nu * cause.factor) and cause.kind != "kl-batch":
-                return Verdict((cause,), beta * cause.factor)
+def _unexplained(here: Weights, second: Weights | None, beta: float) -> Verdict:
+    if here.likelihood is None:
         return Verdict((), None)
-    own = likelihood.weight
-    of_nll = list(_likelihood_causes(likelihood, samples))
-    units = (2.0, 1.0) if likelihood.error == "squared" else (1.0,)
-    if any(near(weight, beta * own / unit) for unit in units):
-        return Verdict((), beta)
-    if likelihood.error and own > 0:
-        suspicious = [c.factor for c in of_nll] + [float(batch), 1.0 / batch]
-        for nu in norms:
-            if near(weight, beta * nu) and not any(
-                near(own, nu * unit * f) for unit in units for f in suspicious
-            ):
-                return Verdict((), beta)
-    for number in (1, 2):  # causes: the simplest explanation first
-        for nu, unit in itertools.product(norms, units):
-            for a, b in itertools.product([_RIGHT, *of_kl], [_RIGHT, *of_nll]):
-                causes = tuple(c for c in (a, b) if c is not _RIGHT)
-                if len(causes) != number:
-                    continue
-                free = likelihood.error and own > 0 and b is _RIGHT and a.kind != "kl-batch"
-                if near(weight, beta * nu * a.factor) and (
-                    free or near(own, nu * unit * b.factor)
-                ):
-                    return Verdict(causes, beta * a.factor / b.factor)
-    if likelihood.error:
-        effective = min((weight / nu for nu in norms), key=lambda b: abs(math.log(abs(b / beta))))
+    if here.likelihood.error:
+        mean = second is not None and abs(second.kl / here.kl - 1) > 1e-2
+        effective = here.kl * (here.batch if mean or second is None else 1)
     else:
-        effective = weight / own
+        effective = here.kl / here.likelihood.weight
     says = (
         f"The KL has the weight {effective:.4g} where it should have {beta:g}; give beta="
         f"{effective:.4g} if that is meant."
     )
     return Verdict((Cause("kl-weight", effective / beta, says),), effective)
+
+
+def _explanations(measured: Weights, beta: float, tolerance: float) -> Iterator[Verdict]:
+    """Those that fit, the simplest first."""
+    weight, likelihood, batch = measured.kl, measured.likelihood, measured.batch
+
+    def near(a: float, b: float) -> bool:
+        return abs(a - b) <= tolerance * abs(b)
+
+    norms = (1.0 / batch, 1.0)
+    of_kl = list(_kl_causes(measured.latent, batch))
+    if likelihood is None:
+        for a, nu in itertools.product([_RIGHT, *of_kl], norms):
+            if near(weight, beta * nu * a.factor) and not a.grows:
+                causes = () if a is _RIGHT else (a,)
+                yield Verdict(causes, beta * a.factor if causes else None, nu < 1)
+        return
+    own = likelihood.weight
+    of_nll = list(_likelihood_causes(likelihood, measured.samples))
+    units = (2.0, 1.0) if likelihood.error == "squared" else (1.0,)
+    if any(near(weight, beta * own / unit) for unit in units):
+        yield Verdict((), beta)
+        return
+    free = likelihood.error and own > 0
+    if free:
+        suspicious = [c.factor for c in of_nll] + [float(batch), 1.0 / batch]
+        for nu in norms:
+            if near(weight, beta * nu) and not any(
+                near(own, nu * unit * f) for unit in units for f in suspicious
+            ):
+                yield Verdict((), beta)
+                return
+    for number in (1, 2):
+        for a, b in itertools.product([_RIGHT, *of_kl], [_RIGHT, *of_nll]):
+            causes = tuple(c for c in (a, b) if c is not _RIGHT)
+            if len(causes) != number:
+                continue
+            for nu, unit in itertools.product(norms, units):
+                if near(weight, beta * nu * a.factor) and (
+                    (free and b is _RIGHT and not a.grows) or near(own, nu * unit * b.factor)
+                ):
+                    yield Verdict(causes, beta * a.factor / b.factor, nu < 1)
 
 
 def _subsets(shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -130,11 +175,13 @@ def _kl_causes(latent: Sequence[int], batch: int) -> Iterator[Cause]:
         "kl-batch", 1 / batch,
         f"The KL is averaged over the batch where the likelihood is summed: with {batch} examples "
         f"it weighs 1/{batch} of what it should.",
+        grows=True,
     )  # fmt: skip
     yield Cause(
         "kl-batch", float(batch),
         f"The KL is summed over the batch where the likelihood is averaged: with {batch} examples "
         f"it weighs {batch} times what it should.",
+        grows=True,
     )  # fmt: skip
 
 
