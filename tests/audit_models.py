@@ -82,7 +82,11 @@ class Convolutional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(8, 6, 1)
+            nn.Conv2d(1, 8, 3, 2, 1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Conv2d(8, 6, 1),
         )
         self.decoder = nn.ConvTranspose2d(3, 1, 4, 2, 1)
 
@@ -261,10 +265,10 @@ class FusedLoss(Plain):
         return fastvae.bernoulli_nll_loss(x, self.decoder(z)) + kl.mean()
 
 
-CORRECT = [
-    Plain, SumOverBatch, MeanOfExamples, PerPixel, Convolutional, Volume, Hierarchical, Distributions,
-    Softplus, LogStd, SeveralSamples, MonteCarlo, ImportanceWeighted, FreeBits, ZeroStart, Denoising,
-    Fused, FusedLoss,
+CORRECT: list[type[nn.Module]] = [
+    Plain, SumOverBatch, MeanOfExamples, PerPixel, Convolutional, Volume, Hierarchical,
+    Distributions, Softplus, LogStd, SeveralSamples, MonteCarlo, ImportanceWeighted, FreeBits,
+    ZeroStart, Denoising, Fused, FusedLoss,
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from .latents import FORMS, MOST, Carrier, Group, find_groups, find_samples
 from .report import Audit, Finding, Latent
 from .runs import Program, Run
 from .trace import Line, UnsteadyError
+from .weights import Weights
 
 __all__ = ["audit"]
 
@@ -83,6 +84,8 @@ def _audit(
     """None if something is hidden, the first time."""
     base = program.run()
     other = program.run(seed=1)
+    if not math.isfinite(base.loss.item()):
+        return Audit([faults.not_finite(base)], [], "unknown", [], None)
     samples = find_samples(program, base)
     if not samples:
         if not again and base.trace.draws:
@@ -96,7 +99,7 @@ def _audit(
 
     findings: list[Finding] = []
     notes: list[str] = []
-    for group, charge in charged:
+    for group, _ in charged:
         findings += faults.of_noise(base, other, group, program.batch)
         findings += faults.of_range(base, group)
         findings += flow.faults(program, base, group)
@@ -131,10 +134,14 @@ def _measured(
         for c in (*g.mu, *g.scale):
             roots |= 1 << c.value.index
     own = [s for g, _ in charged for s in g.samples]
-    return charged, likelihood.measure(base, own, roots, program.batch)
+    per_example = max(
+        (g.per_example(program.batch) for g, _ in charged if g.mu),
+        default=charged[0][0].per_example(program.batch) if charged else 1,
+    )
+    return charged, likelihood.measure(base, own, roots, program.batch, per_example)
 
 
-def _elsewhere(program: Program, k: int, n: int) -> faults.weights.Weights | None:
+def _elsewhere(program: Program, k: int, n: int) -> Weights | None:
     """The weights of the k-th of n Gaussians with fewer examples."""
     fewer = program.smaller()
     if fewer is None:
@@ -162,7 +169,7 @@ def _defined(model: nn.Module, loss: Callable[[nn.Module, Any], Any] | None) -> 
     """Where the model is written."""
     for function in (getattr(type(model), "forward", None), loss):
         try:
-            code = inspect.unwrap(function).__code__  # type: ignore[arg-type,attr-defined]
+            code = inspect.unwrap(function).__code__  # type: ignore[arg-type]
         except (AttributeError, TypeError):
             continue
         if not code.co_filename.startswith(torch.__path__[0]):
@@ -185,6 +192,8 @@ def _latent(group: Group, charge: Charge, batch: int) -> Latent:
     }[charge.form]
     prior = ("N(0, I)" if charge.standard else "a Gaussian") if charge.form == "closed" else ""
     weight = faults.weight(charge) if charge.form in ("closed", "samples") else None
+    if weight is not None:
+        weight *= group.copies(batch)
     if weight is not None and faults.is_mean(weight, batch):
         weight *= batch
     return Latent(
@@ -212,4 +221,6 @@ def _said(nll: likelihood.Likelihood | None, batch: int) -> str:
     weight = nll.weight * batch if mean else nll.weight
     unit = "½ (x - f)²" if nll.error == "squared" else "an element"
     over = "averaged over the batch" if mean else "summed over the batch"
-    return f"{nll.name}, {nll.elements} elements at {nll.line}, {over}; weight of {unit} {weight:.4g}"
+    return (
+        f"{nll.name}, {nll.elements} elements at {nll.line}, {over}; weight of {unit} {weight:.4g}"
+    )

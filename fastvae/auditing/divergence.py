@@ -58,7 +58,7 @@ class Charge:
             weights are those where it is large then.
         as_exponent: whether the KL takes the noise's scale s for ln sigma^2.
         value: the KL as the loss has it, nats times its weight, if it can be told apart.
-        per_example: the weights of -ln sigma are the same in all elements.
+            line: where it is reduced; `reductions`: by what, and where.
     """
 
     form: str
@@ -74,6 +74,13 @@ class Charge:
     line: Line | None = None
     reductions: Sequence[tuple[str, Line | None]] = ()
 
+    @property
+    def whole(self) -> bool:
+        """A KL with all its terms: what else depends on q is something else, as weight decay is."""
+        terms = (self.mean, self.square, self.entropy)
+        equal = max(terms) - min(terms) <= 1e-2 * abs(self.entropy)
+        return self.form in ("closed", "samples") and abs(abs(self.power) - 2) < 0.05 and equal
+
 
 def measure(program: Program, base: Run, groups: list[Group]) -> list[Charge]:
     """The charge of each Gaussian."""
@@ -82,11 +89,12 @@ def measure(program: Program, base: Run, groups: list[Group]) -> list[Charge]:
     for group, by_others in zip(groups, passed, strict=True):
         if group.problem:
             charges.append(Charge("unknown", group.problem))
-        elif by_others:
-            why = "the loss depends on q by other tensors than mu and sigma"
-            charges.append(Charge("unknown", why))
         else:
-            charges.append(_measure(program, base, group))
+            charge = _measure(program, base, group)
+            if by_others and not charge.whole:
+                why = "the loss depends on q by other tensors than mu and sigma"
+                charge = Charge("unknown", why)
+            charges.append(charge)
     return charges
 
 
@@ -127,9 +135,7 @@ def _measure(program: Program, base: Run, group: Group) -> Charge:
     return charge
 
 
-def _by_weighted_samples(
-    program: Program, base: Run, group: Group, charge: Charge
-) -> Charge:
+def _by_weighted_samples(program: Program, base: Run, group: Group, charge: Charge) -> Charge:
     """Samples whose weights depend on sigma, as importance weights do, and add up to one: where
     sigma is so large that every z is at q's mode, dR/dln sigma = -w."""
     sums = []
@@ -152,9 +158,7 @@ def _points(program: Program, base: Run, group: Group, away: float = 0.0) -> lis
     return [_point(program, base, group, away, m, h) for m, h in moves]
 
 
-def _point(
-    program: Program, base: Run, group: Group, away: float, shift: float, h: float
-) -> Point:
+def _point(program: Program, base: Run, group: Group, away: float, shift: float, h: float) -> Point:
     leaves: dict[tuple[int, int], Tensor] = {}
 
     def mover(carrier: Carrier) -> Replacement:
@@ -190,7 +194,8 @@ def _point(
 
 
 def _constant(t: Tensor) -> Replacement:
-    return lambda _: t.clone()
+    """With a gradient, as what it takes the place of, that leads nowhere."""
+    return lambda _: t.clone().requires_grad_()
 
 
 def _total(
@@ -266,6 +271,8 @@ def _fit(points: list[Point], group: Group, program: Program) -> Charge:
     if change < tolerance * size:  # sigma^2 is not in it
         entropy = _uniform(-g[1], tolerance)
         mean = _uniform(slope, tolerance)
+        if mean == 0 and entropy and entropy > 0:  # ln q(z | x) = -½ eps² - ln sigma
+            return Charge("samples", power=-2.0, entropy=entropy, square=entropy, mean=entropy)
         if mean is None or (entropy is None and g[1].abs().max().item() > tolerance * size):
             return charge
         return Charge("closed", power=0.0, entropy=entropy or 0.0, square=0.0, mean=mean,
@@ -291,7 +298,9 @@ def _fit(points: list[Point], group: Group, program: Program) -> Charge:
     mean, square = _uniform(slope, 10 * tolerance), _uniform(factor, 10 * tolerance)
     centre = here.by_mu - slope * _mu(here, group)
     standard = (
-        mean is not None and square is not None and centre.abs().max().item() < 10 * tolerance * size
+        mean is not None
+        and square is not None
+        and centre.abs().max().item() < 10 * tolerance * size
     )
     if not standard:
         ratio_mean = _uniform(relative, 0.05)
@@ -315,7 +324,7 @@ def _by_values(points: list[Point], group: Group) -> Charge:
     changes = losses[1:] - losses[0]
     if changes.abs().max().item() <= 1e-9 * (1 + losses.abs().max().item()):
         return Charge("none")
-    closed, by_samples = [], []
+    closed, by_samples, by_noise = [], [], []
     for p in points:
         mu, scale = _mu(p, group).double(), p.scale.double()
         closed.append(0.5 * (mu**2 + scale**2 - 1 - 2 * scale.log()).sum())
@@ -325,7 +334,8 @@ def _by_values(points: list[Point], group: Group) -> Charge:
         z = z.reshape(-1, mu.numel())
         log_q = -0.5 * ((z - mu) / scale) ** 2 - scale.log()
         by_samples.append(log_q.mean(0).sum())
-    for form, values in (("detached", closed), ("samples", by_samples)):
+        by_noise.append(-scale.log().sum())  # ln q(z | x) = -½ eps² - ln sigma
+    for form, values in (("detached", closed), ("samples", by_samples), ("samples", by_noise)):
         want = torch.stack(values)[1:] - values[0]
         weight = (want @ changes / (want @ want)).item()
         if (changes - weight * want).abs().max().item() < 1e-3 * changes.abs().max().item():
@@ -369,7 +379,9 @@ def _find(group: Group, base: Run, charge: Charge) -> None:
     if charge.form == "closed" and ends:
         charge.line = charge.line or base.trace.values[ends[0]].line
         tensors = [base.trace.values[i].tensor for i in ends]
-        if all(t.requires_grad for t in tensors) and not any(base.trace.values[i].stale for i in ends):
+        if all(t.requires_grad for t in tensors) and not any(
+            base.trace.values[i].stale for i in ends
+        ):
             grads = torch.autograd.grad(base.loss, tensors, retain_graph=True, allow_unused=True)
             charge.value = sum(
                 (g * t.detach()).sum().item()

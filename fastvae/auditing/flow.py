@@ -30,9 +30,12 @@ def faults(program: Program, base: Run, group: Group) -> Iterator[Finding]:
         if mu <= 1e-6 or scale <= 1e-6:
             what = "mu and sigma" if max(mu, scale) <= 1e-6 else "mu" if mu <= 1e-6 else "sigma"
             roots = 0
-            for c in (group.mu if mu <= 1e-6 else group.scale):
+            for c in group.mu if mu <= 1e-6 else group.scale:
                 roots |= 1 << c.value.index
-            says = f"z is made without gradient (detach, .data or no_grad): none reaches {what} from it."
+            says = (
+                f"z is made without gradient (detach, .data or no_grad): none reaches {what} from "
+                "it."
+            )
             where = _lost(base, roots, sample.z.ancestors) or sample.z.line
             yield Finding.at(where, "not-differentiable", says, min(mu, scale), "sampling")
             return
@@ -60,7 +63,9 @@ def _into_z(program: Program, base: Run, group: Group) -> tuple[float, float]:
     if not z.requires_grad:
         return 0.0, 0.0
     noise = group.first.noise.to(z)
-    grads = torch.autograd.grad(z.sum() + (z * noise).sum(), list(leaves.values()), allow_unused=True)
+    grads = torch.autograd.grad(
+        z.sum() + (z * noise).sum(), list(leaves.values()), allow_unused=True
+    )
     found = dict(zip(leaves, grads, strict=True))
 
     def size(carriers: list[Carrier]) -> float:

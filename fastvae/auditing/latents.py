@@ -1,13 +1,15 @@
 """Where z = mu + sigma * eps is made, and from what.
 
 What a draw becomes is found by running the program with the draw's numbers at 0 and at 1: z is the
-first of its descendants that is not zero without noise; mu is z without noise, sigma the difference.
-The tensors that carry mu and sigma, such as an encoder's logvar, are found by their values.
+first of its descendants that is not zero without noise; mu is z without noise, sigma the
+difference. The tensors that carry mu and sigma, such as an encoder's logvar, are found by their
+values.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,7 +18,18 @@ from torch import Tensor
 from .runs import Program, Run
 from .trace import Draw, Recorder, UnsteadyError, Value
 
-__all__ = ["FORMS", "MOST", "Carrier", "Form", "Group", "Sample", "find_groups", "find_samples", "learned", "rerun"]
+__all__ = [
+    "FORMS",
+    "MOST",
+    "Carrier",
+    "Form",
+    "Group",
+    "Sample",
+    "find_groups",
+    "find_samples",
+    "learned",
+    "rerun",
+]
 
 MOST = 64  # draws that are looked at
 
@@ -101,6 +114,27 @@ class Group:
     @property
     def first(self) -> Sample:
         return self.samples[0]
+
+    def per_example(self, batch: int) -> int:
+        """How many z an example has."""
+        z = self.first.z.tensor
+        if not self.mu:
+            return len(self.samples) * max(z.shape[0] // batch, 1)
+        mu = self.mu[0].value.tensor
+        return len(self.samples) * (z.numel() // mu.numel()) * self.copies(batch)
+
+    def copies(self, batch: int) -> int:
+        """How often an example went through the encoder."""
+        return max(self.mu[0].value.tensor.shape[0] // batch, 1) if self.mu else 1
+
+    def event(self, batch: int) -> tuple[int, ...]:
+        """The shape of one z."""
+        z = self.first.z.tensor
+        size = len(self.samples) * z.numel() // (batch * self.per_example(batch))
+        shape = list(z.shape[1:])
+        while len(shape) > 1 and math.prod(shape) > size:
+            shape.pop(0)
+        return tuple(shape) or (1,)
 
 
 def learned(trace: Recorder) -> int:
@@ -248,7 +282,11 @@ def _views(sample: Sample, batch: int) -> list[tuple[Tensor, Tensor]]:
         ):
             found.append((small[0].flatten(), small[1].flatten()))
 
-    if mean.dim() > 1 and mean.shape[0] > 1 and mean.shape[0] != batch:
+    if (
+        mean.dim() > 1
+        and mean.shape[0] > 1
+        and (mean.shape[0] != batch or batch in mean.shape[1:2])
+    ):
         repeated(lambda t: t[:1])
     if mean.dim() > 2 and mean.shape[0] == batch and mean.shape[1] > 1:
         repeated(lambda t: t[:, :1])
@@ -296,9 +334,7 @@ def _roots(carriers: list[Carrier]) -> list[Carrier]:
     everyone = 0
     for bit in bits:
         everyone |= bit
-    return [
-        c for c, bit in zip(carriers, bits, strict=True) if not c.value.of(everyone & ~bit)
-    ]
+    return [c for c, bit in zip(carriers, bits, strict=True) if not c.value.of(everyone & ~bit)]
 
 
 def _makes_scale(

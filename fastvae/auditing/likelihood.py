@@ -13,7 +13,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .latents import Sample
 from .runs import Run
@@ -57,8 +56,15 @@ class Likelihood:
         return math.prod(self.shape)
 
 
-def measure(base: Run, samples: list[Sample], roots: int, batch: int) -> Likelihood | None:
-    """None where no such tensors are found."""
+def measure(
+    base: Run, samples: list[Sample], roots: int, batch: int, per_example: int
+) -> Likelihood | None:
+    """None where no such tensors are found.
+
+    Args:
+        roots: the tensors that carry q's parameters, as bits.
+        per_example: how many z an example has.
+    """
     trace = base.trace
     loss = trace.find(base.loss)
     z = 0
@@ -93,13 +99,12 @@ def measure(base: Run, samples: list[Sample], roots: int, batch: int) -> Likelih
         (v, g) for v, g in uniform if not any(o is not v and o.of(1 << v.index) for o, _ in uniform)
     ]
     total = sum(g.sum().item() for _, g in chosen)
-    samples_each = _samples(samples, base, batch)
     value, _ = chosen[0]
-    elements = len(chosen) * most // (batch * samples_each)
+    elements = len(chosen) * most // (batch * per_example)
     if not elements:
         return None
     shape = tuple(value.tensor.shape)
-    kept = [n for n in shape[1:]]
+    kept = list(shape[1:])
     while math.prod(kept) > elements and kept:
         kept.pop(0)
     if math.prod(kept) != elements:
@@ -143,19 +148,6 @@ def _uniform(g: Tensor, batch: int) -> bool:
         if bool(same.all()) and (lead == 0 or rows.shape[-1] > 1):
             return True
     return False
-
-
-def _samples(samples: list[Sample], base: Run, batch: int) -> int:
-    """How many z an example has."""
-    first = samples[0].z.tensor
-    same = [s for s in samples if s.z.tensor.shape == first.shape]
-    if first.shape[0] == batch:
-        inside = 1
-    elif first.dim() > 1 and first.shape[1] == batch:
-        inside = first.shape[0]
-    else:
-        inside = max(first.shape[0] // batch, 1)
-    return inside * len(same)
 
 
 def _error(base: Run, path: list[Value], value: Value, z: int) -> tuple[str, float]:

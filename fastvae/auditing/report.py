@@ -22,7 +22,8 @@ def _where(file: str | None, line: int | None) -> str:
 
 _FORMULAS = {
     "sampling": "z = mu + exp(0.5 * logvar) * torch.randn_like(mu)",
-    "kl": "kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar), summed over all dimensions but the first",
+    "kl": "kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar), summed over all dimensions but the "
+    "first",
     "loss": "loss = (kl + nll).mean(), kl and nll summed over all dimensions but the first",
     "nll": "nll = (summed over all dimensions but the first) -log p(x | z)",
     "bound": "logvar = logvar.clamp(-30, 10), or bound=fastvae.Bound(-30, 10)",
@@ -94,8 +95,8 @@ class Latent:
         weight = "" if self.weight is None else f", weight {self.weight:.4g}"
         prior = f" to {self.prior}" if self.prior else ""
         return (
-            f"z {list(self.shape)} at {_where(self.file, self.line)}, sigma from {self.carrier or '?'}; "
-            f"KL{prior}: {self.kl}{weight}"
+            f"z {list(self.shape)} at {_where(self.file, self.line)}, sigma from "
+            f"{self.carrier or '?'}; KL{prior}: {self.kl}{weight}"
         )
 
 

@@ -132,7 +132,9 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
-        raise TypeError(f"model is a {type(model).__name__} that cannot be copied: {error}") from error
+        raise TypeError(
+            f"model is a {type(model).__name__} that cannot be copied: {error}"
+        ) from error
 
 
 def _doubled(x: Any) -> Any:

@@ -30,11 +30,17 @@ _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(fastvae.__file__).paren
 
 # Reductions are recorded as what they are: values of elements, and then their sum or mean.
 _LOSSES = {
-    getattr(F, name)
-    for name in (
-        "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy gaussian_nll_loss "
-        "huber_loss kl_div l1_loss mse_loss nll_loss poisson_nll_loss smooth_l1_loss"
-    ).split()
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.cross_entropy,
+    F.gaussian_nll_loss,
+    F.huber_loss,
+    F.kl_div,
+    F.l1_loss,
+    F.mse_loss,
+    F.nll_loss,
+    F.poisson_nll_loss,
+    F.smooth_l1_loss,
 }
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -191,9 +197,7 @@ class Recorder(TorchFunctionMode):
                 tensors[k] = replaced
             if t is written and (old := self._by_id.get(id(t))) is not None:
                 old.stale = True
-            self._keep(
-                Value(len(self.values), replaced, name, line, (call, k), ancestors, indices)
-            )
+            self._keep(Value(len(self.values), replaced, name, line, (call, k), ancestors, indices))
         if not several:
             return tensors[0]
         kept = iter(tensors)

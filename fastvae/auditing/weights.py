@@ -58,9 +58,7 @@ class Verdict:
 
     def same_as(self, other: Verdict) -> bool:
         kinds = [tuple((c.kind, c.grows) for c in v.causes) for v in (self, other)]
-        factors = [
-            [c.factor for c in v.causes if not c.grows] for v in (self, other)
-        ]
+        factors = [[c.factor for c in v.causes if not c.grows] for v in (self, other)]
         return kinds[0] == kinds[1] and factors[0] == factors[1] and self.by_mean == other.by_mean
 
 
@@ -116,7 +114,7 @@ def _explanations(measured: Weights, beta: float, tolerance: float) -> Iterator[
     if likelihood is None:
         for a, nu in itertools.product([_RIGHT, *of_kl], norms):
             if near(weight, beta * nu * a.factor) and not a.grows:
-                causes = () if a is _RIGHT else (a,)
+                causes: tuple[Cause, ...] = () if a is _RIGHT else (a,)
                 yield Verdict(causes, beta * a.factor if causes else None, nu < 1)
         return
     own = likelihood.weight
@@ -198,4 +196,6 @@ def _likelihood_causes(likelihood: Likelihood, samples: int) -> Iterator[Cause]:
         says = f"The likelihood is summed over {samples} samples of z instead of averaged."
         yield Cause("likelihood-samples", float(samples), says)
     if not likelihood.error or likelihood.weight < 0:
-        yield Cause("likelihood-sign", -1.0, "The likelihood has the wrong sign: the loss rewards errors.")
+        yield Cause(
+            "likelihood-sign", -1.0, "The likelihood has the wrong sign: the loss rewards errors."
+        )
