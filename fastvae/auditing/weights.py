@@ -123,15 +123,17 @@ def _explanations(measured: Weights, beta: float, tolerance: float) -> Iterator[
     if any(near(weight, beta * own / unit) for unit in units):
         yield Verdict((), beta)
         return
-    free = likelihood.error and own > 0
-    if free:
-        suspicious = [c.factor for c in of_nll] + [float(batch), 1.0 / batch]
-        for nu in norms:
-            if near(weight, beta * nu) and not any(
-                near(own, nu * unit * f) for unit in units for f in suspicious
-            ):
-                yield Verdict((), beta)
-                return
+    averages = [c.factor for c in of_nll] + [float(batch), 1.0 / batch]
+
+    def is_scale(nu: float) -> bool:
+        """Whether the weight may be that of a Gaussian's or Laplace's scale."""
+        means = (nu * unit * factor for unit in units for factor in averages)
+        return bool(likelihood.error) and own > 0 and not any(near(own, m) for m in means)
+
+    for nu in norms:
+        if near(weight, beta * nu) and is_scale(nu):
+            yield Verdict((), beta)
+            return
     for number in (1, 2):
         for a, b in itertools.product([_RIGHT, *of_kl], [_RIGHT, *of_nll]):
             causes = tuple(c for c in (a, b) if c is not _RIGHT)
@@ -139,7 +141,8 @@ def _explanations(measured: Weights, beta: float, tolerance: float) -> Iterator[
                 continue
             for nu, unit in itertools.product(norms, units):
                 if near(weight, beta * nu * a.factor) and (
-                    (free and b is _RIGHT and not a.grows) or near(own, nu * unit * b.factor)
+                    (b is _RIGHT and not a.grows and is_scale(nu))
+                    or near(own, nu * unit * b.factor)
                 ):
                     yield Verdict(causes, beta * a.factor / b.factor, nu < 1)
 
