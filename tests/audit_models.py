@@ -465,6 +465,12 @@ class DensityAveraged(Plain):
         return self.kl(mu, logvar) / len(x) - log_px
 
 
+class LikelihoodAdded(Plain):
+    def loss(self, x, decoded, mu, logvar):
+        log_px = -F.binary_cross_entropy_with_logits(decoded, x, reduction="sum")  # fault
+        return (log_px + self.kl(mu, logvar)) / len(x)
+
+
 class SamplesSummed(Plain):
     def forward(self, x: Tensor):
         h = self.encoder(x)
@@ -532,6 +538,7 @@ FAULTY: dict[type[nn.Module], tuple[str, float]] = {
     ErrorsAveraged: ("likelihood-averaged", D),
     PixelsAveraged: ("likelihood-averaged", D),
     DensityAveraged: ("likelihood-averaged", D),
+    LikelihoodAdded: ("likelihood-sign", -1.0),
     SamplesSummed: ("likelihood-samples", 1 / 4),
     WrongBeta: ("kl-weight", 3.5),
     FusedWrongly: ("sigma-confused", 0.5),

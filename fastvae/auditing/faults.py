@@ -228,9 +228,6 @@ def _confusions(
     group: Group, charge: Charge, line: Line | None, tolerance: float
 ) -> Iterator[Finding]:
     """Where sampling and KL take sigma for different things, or the KL's terms do not fit."""
-    at = group.first.z.line
-    for name, value in (("scale", line), ("z", at)):
-        del name, value
     if charge.as_exponent:
         low = min(s.scale.min().item() for s in group.samples)
         says = (
@@ -267,28 +264,18 @@ def _confusions(
         return
     if charge.form == "samples":
         return
+    # A scale that is not what the KL takes it for: the root of sigma^2's weight beside mu^2's.
     ratio = charge.square / charge.mean if charge.mean else math.inf
-    entropy = charge.entropy
-    if ratio > 0 and abs(ratio - 1) > 2 * tolerance:
+    form, draw = group.scale[0].form, group.first.draw
+    scaled = isinstance(draw.std, float | int) and abs(draw.std - 1) > 1e-6
+    multiple = {"log": form.offset != 0, "std": form.factor != 1, "var": form.factor != 1}
+    if ratio > 0 and abs(ratio - 1) > 2 * tolerance and (scaled or multiple[form.kind]):
         factor = ratio**-0.5
-        form, draw = group.scale[0].form, group.first.draw
-        from_form = (
-            math.exp(form.offset)
-            if form.kind == "log"
-            else 1 / form.factor
-            if form.kind == "std"
-            else 1.0
-        )
-        off = [form.kind == "std" and form.factor != 1, form.kind == "log" and form.offset != 0]
-        std = draw.std if isinstance(draw.std, float | int) else 1.0
-        if any(off) or abs(std - 1) > 1e-6:
-            del from_form
-            where = draw.line if abs(std - 1) > 1e-6 else _scale_line(group)
-            says = f"The noise is {factor:.4g} times as large as the KL's sigma."
-            yield Finding.at(where, "noise-scale", says, factor, "sampling")
-            entropy = charge.mean if abs(entropy / charge.mean - 1) < tolerance else entropy
-            return
-    terms = (charge.mean, charge.square, entropy)
+        says = f"The noise is {factor:.4g} times as large as the KL's sigma."
+        where = draw.line if scaled else _scale_line(group)
+        yield Finding.at(where, "noise-scale", says, factor, "sampling")
+        return
+    terms = (charge.mean, charge.square, charge.entropy)
     odd = max(terms, key=lambda t: abs(t - w)) / w
     if any(abs(odd - known) < 0.02 for known in _MISTAKES):
         names = ("mu²", "sigma²", "-ln sigma²")
