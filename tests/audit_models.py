@@ -265,10 +265,20 @@ class FusedLoss(Plain):
         return fastvae.bernoulli_nll_loss(x, self.decoder(z)) + kl.mean()
 
 
+class HiddenNoise(Plain):
+    """Gaussian noise in a hidden layer, of a fixed scale."""
+
+    def forward(self, x: Tensor):
+        h = self.encoder(x)
+        h = h + 0.1 * torch.randn_like(h)
+        mu, logvar = self.mu(h), self.logvar(h)
+        return self.loss(x, self.decoder(self.sample(mu, logvar)), mu, logvar)
+
+
 CORRECT: list[type[nn.Module]] = [
     Plain, SumOverBatch, MeanOfExamples, PerPixel, Convolutional, Volume, Hierarchical,
     Distributions, Softplus, LogStd, SeveralSamples, MonteCarlo, ImportanceWeighted, FreeBits,
-    ZeroStart, Denoising, Fused, FusedLoss,
+    ZeroStart, Denoising, HiddenNoise, Fused, FusedLoss,
 ]  # fmt: skip
 
 
@@ -312,6 +322,23 @@ class MeanNotSquared(Plain):
 class WrongSign(Plain):
     def kl(self, mu, logvar):
         return 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())  # fault
+
+
+class Reversed(Plain):
+    def kl(self, mu, logvar):
+        q = Normal(mu, torch.exp(0.5 * logvar))
+        return kl_divergence(Normal(0.0, 1.0), q).sum()  # fault
+
+
+class OneLevelWithoutKL(Hierarchical):
+    def forward(self, x: Tensor):
+        mu1, logvar1 = self.first(x).chunk(2, 1)
+        z1 = mu1 + torch.exp(0.5 * logvar1) * torch.randn_like(mu1)
+        mu2, logvar2 = self.second(torch.cat([x, z1], 1)).chunk(2, 1)
+        z2 = mu2 + torch.exp(0.5 * logvar2) * torch.randn_like(mu2)  # fault
+        kl = 0.5 * (mu1**2 + logvar1.exp() - 1 - logvar1).sum(1)
+        nll = -Normal(self.decoder(torch.cat([z1, z2], 1)), 0.5).log_prob(x).sum(1)
+        return (nll + kl).mean()
 
 
 class VarianceAsSigma(Plain):
@@ -515,6 +542,8 @@ FAULTY: dict[type[nn.Module], tuple[str, float]] = {
     HalfOfLogvarMissing: ("kl-terms", 2.0),
     MeanNotSquared: ("kl-terms", 0.0),
     WrongSign: ("kl-sign", -1.0),
+    Reversed: ("kl-reversed", -2.0),
+    OneLevelWithoutKL: ("kl-missing", 0.0),
     VarianceAsSigma: ("sigma-confused", 0.5),
     SoftplusVarianceAsSigma: ("sigma-confused", 0.5),
     LogvarAsSigma: ("logvar-as-sigma", None),

@@ -98,7 +98,12 @@ def _audit(
     charged, nll = _measured(program, base, groups)
 
     findings: list[Finding] = []
-    notes: list[str] = []
+    kept = [g for g, _ in charged]
+    notes = [
+        f"the noise at {g.first.z.line}: {g.problem}"
+        for g in groups
+        if g not in kept and g.problem and g.first.scale.std() > 1e-6 * g.first.scale.abs().max()
+    ]
     for group, _ in charged:
         findings += faults.of_noise(base, other, group, program.batch)
         findings += faults.of_range(base, group)
@@ -112,8 +117,7 @@ def _audit(
             effective = b if effective is None else effective
             if charge.form == "unknown":
                 notes.append(f"the KL of z at {group.first.z.line}: {charge.why}")
-        if all(c.form == "none" for _, c in charged):
-            findings.append(faults.no_kl(charged[0][0]))
+        findings += [faults.no_kl(g) for g, c in charged if c.form == "none" and g.first.used]
     if nll is None:
         notes.append("the likelihood: no tensor of elements with one weight was found")
     if len(base.trace.draws) > MOST:
@@ -154,7 +158,9 @@ def _elsewhere(program: Program, k: int, n: int) -> Weights | None:
 
 
 def _is_other_noise(group: Group, charge: Charge) -> bool:
-    return charge.form == "none" or (charge.form == "unknown" and not group.scale)
+    """Noise whose scale is not learned, as in hidden layers; what the loss does not see."""
+    unseen = charge.form == "none" and not group.first.used
+    return unseen or (group.first.diagonal and not group.scale)
 
 
 def _without_noise(program: Program, base: Run, other: Run, line: Line | None) -> Audit:

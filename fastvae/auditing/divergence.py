@@ -57,6 +57,7 @@ class Charge:
         nonlinear: whether the weight is another where the KL is large, as with free bits; the
             weights are those where it is large then.
         as_exponent: whether the KL takes the noise's scale s for ln sigma^2.
+        reversed: whether it is KL(p || q).
         value: the KL as the loss has it, nats times its weight, if it can be told apart.
             line: where it is reduced; `reductions`: by what, and where.
     """
@@ -70,6 +71,7 @@ class Charge:
     standard: bool = False
     nonlinear: bool = False
     as_exponent: bool = False
+    reversed: bool = False
     value: float | None = None
     line: Line | None = None
     reductions: Sequence[tuple[str, Line | None]] = ()
@@ -290,8 +292,11 @@ def _fit(points: list[Point], group: Group, program: Program) -> Charge:
     entropy = _uniform(entropies, 10 * tolerance)
     if entropy is None:
         return charge
-    # At fixed z the slope by mu is -w / sigma^2.
+    # At fixed z the slope by mu is -w / sigma^2; of KL(p || q) it is w / sigma^2, and 0 at mu = 0.
     if power < -1e-2 and _uniform(slope * s[1] ** -power, 0.1) is not None:
+        if (here.by_mu - slope * _mu(here, group)).abs().max().item() < 10 * tolerance * size:
+            w = -entropy
+            return Charge("closed", power=power, entropy=w, square=w, mean=w, reversed=True)
         return Charge("samples", power=power, entropy=entropy, square=entropy, mean=entropy)
     # With a confused sigma the slope by mu is still that of the true prior.
     relative = slope / factor

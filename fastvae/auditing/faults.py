@@ -34,7 +34,7 @@ LARGEST = math.log(65504.0)  # whose exp is float16's largest number
 
 def weight(charge: Charge) -> float:
     """Of the KL, whatever it takes sigma for: of its terms, that which most have."""
-    if charge.as_exponent:
+    if charge.as_exponent or charge.reversed:
         return charge.entropy
     power = abs(charge.power) if charge.form == "samples" else charge.power
     if abs(power) < 1e-2 or charge.form == "detached":
@@ -42,7 +42,8 @@ def weight(charge: Charge) -> float:
     entropy, square = (2 * t / power for t in (charge.entropy, charge.square))
     if abs(abs(power) - 2) < 0.05 and power > 0:
         return sorted((entropy, square, charge.mean))[1]
-    return entropy
+    # Where sigma is confused, the slope by mu is still that of N(0, I).
+    return charge.mean if charge.standard and charge.mean else entropy
 
 
 def is_mean(w: float, batch: int) -> bool:
@@ -235,6 +236,10 @@ def _confusions(
             f"{low:.3g}): logvar is used as sigma."
         )
         yield Finding.at(_scale_line(group), "logvar-as-sigma", says, low, "sampling")
+        return
+    if charge.reversed:
+        says = "The KL is KL(p || q) and should be KL(q || p): its arguments are exchanged."
+        yield Finding.at(line, "kl-reversed", says, charge.power, "kl")
         return
     expected = 2.0 if charge.form == "closed" else -2.0
     power, w = charge.power, weight(charge)

@@ -123,7 +123,12 @@ def _explanations(measured: Weights, beta: float, tolerance: float) -> Iterator[
     if any(near(weight, beta * own / unit) for unit in units):
         yield Verdict((), beta)
         return
-    averages = [c.factor for c in of_nll] + [float(batch), 1.0 / batch]
+    averages = [
+        a * b
+        for a in (1.0, *(c.factor for c in of_nll))
+        for b in (1.0, float(batch), 1.0 / batch)
+        if a * b != 1.0
+    ]
 
     def is_scale(nu: float) -> bool:
         """Whether the weight may be that of a Gaussian's or Laplace's scale."""
@@ -163,9 +168,9 @@ def _kl_causes(latent: Sequence[int], batch: int) -> Iterator[Cause]:
             says = f"The KL is averaged over the {size} dimensions of z instead of summed"
             kind = "kl-averaged"
         else:
-            named = ", ".join(map(str, dims))
+            named = f"dimension{'s' * (len(dims) > 1)} {', '.join(map(str, dims))}"
             says = (
-                f"The KL is not summed over dimension {named} of z, shape [B, "
+                f"The KL is not summed over {named} of z, shape [B, "
                 f"{', '.join(map(str, latent))}], and so averaged over its {size} elements"
             )
             kind = "kl-dimensions"
