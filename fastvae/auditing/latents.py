@@ -176,8 +176,8 @@ def find_samples(program: Program, base: Run) -> list[Sample]:
     samples = []
     parameters = learned(base.trace)
     for k, draw in enumerate(base.trace.draws[:MOST]):
-        found = [v for v in base.trace.descendants(1 << draw.value) if v.of(parameters)]
-        if not found:
+        found = list(base.trace.descendants(1 << draw.value))
+        if not any(v.of(parameters) for v in found):
             continue
         runs = [rerun(program, base, noise={k: value}) for value in (0.0, 1.0)]
         zero, one = (run.trace for run in runs)
@@ -189,6 +189,8 @@ def find_samples(program: Program, base: Run) -> list[Sample]:
             mean = zero.values[v.index].tensor.detach()
             if not bool((mean != 0).any()):
                 continue
+            if not v.of(parameters):  # noise on what the model is given
+                break
             scale = one.values[v.index].tensor.detach() - mean
             if bool((scale != 0).any()) and v.tensor.numel() >= draw.noise.numel():
                 kind = _diagonal(v.tensor.detach(), mean, scale, draw.noise)
