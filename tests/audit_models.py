@@ -238,10 +238,10 @@ class Denoising(Plain):
 
     def __init__(self) -> None:
         super().__init__()
-        self.generator = [torch.Generator().manual_seed(3)]
+        self.generator = torch.Generator().manual_seed(3)
 
     def forward(self, x: Tensor):
-        noise = torch.empty_like(x).normal_(generator=torch.default_generator)
+        noise = torch.empty_like(x).normal_(generator=self.generator)
         h = self.encoder(x + 0.1 * noise)
         mu, logvar = self.mu(h), self.logvar(h)
         return self.loss(x, self.decoder(self.sample(mu, logvar)), mu, logvar)
