@@ -2,6 +2,7 @@
 
 from . import moved as moved
 from . import reference
+from .auditing import audit
 from .backend import info, use_backend
 from .debug import NonFinite
 from .models import divergences as divergences
@@ -116,6 +117,7 @@ __all__ = [
     "VampPrior",
     "ZeroInflatedNegativeBinomial",
     "aggregate_log_prob",
+    "audit",
     "balanced_kl_divergence",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",

@@ -1,4 +1,4 @@
-"""The command line: `python -m fastvae info`, `verify`, `train` and `bench`."""
+"""The command line: `python -m fastvae info`, `audit`, `verify`, `train` and `bench`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     info.add_argument("--json", action="store_true", help="print the same as JSON")
     info.set_defaults(run=_info)
     others = {
+        "audit": ("fastvae.auditing.command", "find what is wrong with the loss of a VAE"),
         "verify": ("fastvae.verify", "check identities whose exact answers are known"),
         "train": ("fastvae.training.command", "train a VAE and draw what it learned"),
         "bench": ("fastvae.bench.command", "time the ops against their peers and the limit"),

@@ -24,7 +24,7 @@ INTERNAL = {"check_not_negative", "check_positive"}
 
 def modules() -> Iterator[ModuleType]:
     """Whose `__all__` is public."""
-    for name in ("", ".debug", ".distributed", ".reference", ".verify"):
+    for name in ("", ".auditing", ".debug", ".distributed", ".reference", ".verify"):
         yield importlib.import_module("fastvae" + name)
     for package in (fastvae.models, fastvae.integrations):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

@@ -155,6 +155,15 @@ class Op(Generic[R]):
         """The op in plain PyTorch: differentiable any number of times, on any device."""
         return self._evaluate(self._definition, noise.normals_of_seed, operands, settings)
 
+    def define_with(
+        self,
+        normals: Callable[..., Tensor],
+        operands: Sequence[Tensor | None],
+        settings: dict[str, Any],
+    ) -> R:
+        """The same with noise of the caller's, who is given the source and the shapes."""
+        return self._evaluate(self._definition, normals, operands, settings)
+
     def eager(self, operands: Sequence[Tensor | None], settings: dict[str, Any]) -> R:
         """The same by the formula that is as fast as eager code goes, for ordinary tensors, and
         with PyTorch's own noise unless a seed is given."""
