@@ -39,7 +39,7 @@ enum class Sums : int {
 // rare, and operands that are not aligned or have one value for a whole piece.
 constexpr bool has_wide_kernel(const Step& step, Sums sums, bool logarithmic, bool one_scale,
                                bool bounded) {
-  if (bounded && (step.bounded_input == 0 || !logarithmic)) return false;
+  if (bounded && (step.bounded_input == 0 || !logarithmic || sums == Sums::columns)) return false;
   if (one_scale && (step.scale_input == 0 || sums == Sums::columns)) return false;
   if (step.bounded_input == 0) return logarithmic;  // no Gaussian, whose scale has forms
   return logarithmic || sums == (step.value ? Sums::rows : Sums::none);

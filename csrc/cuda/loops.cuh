@@ -33,7 +33,7 @@ struct Variant {
 
   static constexpr int kBounded = kBounded_ || N == 1 ? kStep.bounded_input : 0;  // or no bound
 
-  // Values that are weighted go one by one (can_be_wide), so that others need no registers for it.
+  // Values that are weighted go one by one (can_be_wide).
   static constexpr bool kWeighted = N == 1 && (kStep.value || kStep.row_grad);
 
   using Single = Variant<Op, T, kSums, 1, false, false, false>;
@@ -51,12 +51,19 @@ struct Variant {
   // A value of its own for each element, beside their gradients.
   static constexpr bool kAllAtOnce = kStep.value && kSums == Sums::none && kStep.outputs > 1;
   static constexpr bool kOneAtOnce = (sizeof(T) == 2 && (kOperands > 8 || kAllAtOnce)) ||
-                                     (kStep.huge && (sizeof(T) != 4 || kAllAtOnce));
+                                     (kStep.huge && (sizeof(T) != 4 || kAllAtOnce)) ||
+                                     (sizeof(T) == 8 && kOperands >= 8);
   static constexpr int kBlocksAtOnce = kOneAtOnce                                  ? 1
                                        : kOperands <= 3 && sizeof(T) < 8 && !kSlow ? 3
                                                                                    : 2;
   // Elements after the last wide access go one by one.
   static constexpr bool kHasRest = N > 1 && !kStep.noise;
+};
+
+// The rest of a wide kernel, where nothing is weighted and no register is to be had for it.
+template <class V>
+struct Rest : V::Single {
+  static constexpr bool kWeighted = false;
 };
 
 // What all elements of a piece have in common.
@@ -207,7 +214,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
     const Piece<Op, T> piece(plan, cut, p, unit.first);
     make_accesses<V>(plan, piece, 0, accesses, thread, threads, add);
     if constexpr (V::kHasRest)
-      make_accesses<typename V::Single>(plan, piece, length - rest, rest, thread, threads, add);
+      make_accesses<Rest<V>>(plan, piece, length - rest, rest, thread, threads, add);
   }
 
   if constexpr (S > 0) {
@@ -293,7 +300,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
   if (worker.active && worker.thread < accesses) sum_over_pieces(V(), worker.thread * V::N);
   if constexpr (V::kHasRest)
     if (worker.active && worker.thread < rest)
-      sum_over_pieces(typename V::Single(), length - rest + worker.thread);
+      sum_over_pieces(Rest<V>(), length - rest + worker.thread);
 
   if (cut.parts == 1) return;
   unsigned* counter = cut.counter + unit.row * cut.segments.divisor + unit.segment;
