@@ -162,13 +162,17 @@ bool match_operands(const Request& request, int64_t& ndim) {
   return true;
 }
 
-// Whether it multiplies what is summed as it is: of the type that sums have, a constant, and
-// broadcasting to the operands.
-bool match_weight(const Request& request) {
-  const at::Tensor &weight = request.weight, &first = request.operand[0];
+// Whether it multiplies what is summed: of the type that sums have, or a mask that is made one, a
+// constant, and broadcasting to the operands.
+bool match_weight(Request& request) {
+  at::Tensor& weight = request.weight;
+  const at::Tensor& first = request.operand[0];
   const auto type = first.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  if (weight.scalar_type() != type || weight.device() != first.device() || weight.requires_grad())
+  if (weight.is_nested() || weight.layout() != at::kStrided || weight.device() != first.device() ||
+      weight.requires_grad())
     return false;
+  if (weight.scalar_type() == at::kBool && is_plain(request)) weight = weight.to(type);
+  if (weight.scalar_type() != type) return false;
   for (int64_t d = 1; d <= weight.dim(); ++d)
     if (std::ranges::none_of(request.operand, [&](const at::Tensor& t) {
           return t.defined() && t.dim() >= d &&
