@@ -115,7 +115,7 @@ class Kernel:
         small = operands <= 3 and size < 8 and not slow
         all_at_once = value and self.sums == "none" and outputs > 1
         many = size == 2 and (operands > 8 or all_at_once)
-        many = many or (huge and (size != 4 or all_at_once))
+        many = many or (huge and (size != 4 or all_at_once)) or (size == 8 and operands >= 8)
         return 1 if many else 3 if small else 2
 
     @property
