@@ -7,7 +7,7 @@ an `@example`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -17,6 +17,7 @@ from cases import (
     DTYPES,
     NOT_DERIVATIVES,
     OPS,
+    WEIGHTED,
     Op,
     assert_accurate,
     exact,
@@ -78,7 +79,7 @@ def laid_out(draw: Draw, t: Tensor) -> Tensor:
 
 @st.composite
 def cases(draw: Draw) -> Case:
-    op = draw(st.sampled_from(OPS + NOT_DERIVATIVES))
+    op = draw(st.sampled_from(OPS + NOT_DERIVATIVES + WEIGHTED))
     sizes = st.sampled_from((3, 1, 2, 0, 4, 5, 8, 17, 33))
     shape = draw(st.lists(sizes, max_size=4))
     param = draw(st.sampled_from(op.forms))
@@ -95,6 +96,10 @@ def cases(draw: Draw) -> Case:
         t = op.argument(name, t, param, zeros=True)
         other = draw(st.sampled_from(DTYPES)) if draw(st.sampled_from(RARELY)) else dtype
         tensors.append(draw(laid_out(t.to(other))))
+    try:
+        torch.broadcast_shapes(*(t.shape for t in tensors))
+    except RuntimeError:  # there are no weights for that
+        op = replace(op, weighted=False)
     if (op.gaussian or op.counts) and draw(st.sampled_from(RARELY)):
         param = draw(st.sampled_from(("sigma", "", None)))
     event_ndim = draw(st.sampled_from((None, *range(len(shape) + 1))))
