@@ -100,7 +100,7 @@ def cases(draw: Draw) -> Case:
         torch.broadcast_shapes(*(t.shape for t in tensors))
     except RuntimeError:  # there are no weights for that
         op = replace(op, weighted=False)
-    if (op.gaussian or op.counts) and draw(st.sampled_from(RARELY)):
+    if op.gaussian and draw(st.sampled_from(RARELY)):
         param = draw(st.sampled_from(("sigma", "", None)))
     event_ndim = draw(st.sampled_from((None, *range(len(shape) + 1))))
     if draw(st.sampled_from(RARELY)):
