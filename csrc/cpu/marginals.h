@@ -100,7 +100,7 @@ class MarginalLoop {
   MarginalLoop(const Pairs& pairs, int64_t d) : p_(pairs), d_(d) {
     // What the pair of a row with the component of its own number weighs more, at its place.
     for (T& factor : own_) factor = T(1);
-    own_[kLanes - 1] = T(exp(pairs.log_own - pairs.log_other).exp);
+    own_[kLanes - 1] = own_factor<T>(pairs.log_own, pairs.log_other);
   }
 
   static int64_t blocks(const Pairs& pairs) { return (pairs.rows + kRows - 1) / kRows; }

@@ -64,7 +64,7 @@ __device__ T near_weight(const Pairs& p, const Marginals<T>& from, T z, int64_t 
                          int64_t d) {
   const int64_t place = d * p.components + k;
   const T w = marginal_weight(from.cost[place], z, from.mu[place], from.root[place]);
-  return b == k && p.log_own != p.log_other ? w * T(exp(p.log_own - p.log_other).exp) : w;
+  return b == k && p.log_own != p.log_other ? w * own_factor<T>(p.log_own, p.log_other) : w;
 }
 template <class T>
 __device__ double far_log(const Pairs& p, double z, int64_t b, int64_t k, int64_t d) {

@@ -27,6 +27,11 @@ template <class V>
 FASTVAE_INLINE V marginal_weight(V cost, V z, V mu, V root) {
   return weight(add_square(cost, z, mu, root));
 }
+// By which the pair of a row with the component of its own number weighs more than others.
+template <class T>
+FASTVAE_INLINE T own_factor(double log_own, double log_other) {
+  return T(exp(log_own - log_other).exp);
+}
 // The logarithm of a sum of such weights.
 FASTVAE_INLINE double log_of_marginal(double highest_log2, double sum) {
   return log_of_sum(highest_log2 / kLog2e, sum);
