@@ -9,12 +9,11 @@ from .arguments import (
     check_bound,
     check_param,
     event_dims,
-    gaussians,
     weight_argument,
 )
 from .bounds import Bound, Raised
 from .declare import declare
-from .forms import read_prior, scale_form
+from .forms import read_gaussians
 from .gaussian import _kl
 from .op import Request
 
@@ -80,9 +79,9 @@ def balanced_kl_divergence(
     for name, value in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
         if value is None:
             raise TypeError(f"{name} is None; want a tensor or a number")
-    form, bound = scale_form(param, bound, min_std)
-    operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
-    operands = read_prior(operands, prior_param or param, min_std, form)
+    operands, shape, form, bound = read_gaussians(
+        mu, logvar, prior_mu, prior_logvar, param, prior_param, min_std, bound
+    )
     return operands, {
         "weight": weight_argument(weight, operands[0], shape),
         "balance": float(balance),

@@ -89,21 +89,23 @@ def loss_of(log_prob: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def run(*args: Any, reduction: str = "mean", **kwargs: Any) -> Tensor:
         check_reduction(reduction)
-        if op is not None:
-            operands, settings = op.request(*args, **kwargs)
-            if reduction == "weighted_mean":
-                return run(*args, **kwargs, reduction="sum") / _total_weight(operands, settings)
-            loss = op.run_loss(operands, settings, reduction)
-            if loss is not None:
-                return loss
-        return _reduced(log_prob(*args, **kwargs), reduction)
+        if op is None:
+            return _reduced(log_prob(*args, **kwargs), reduction)
+        operands, settings = op.request(*args, **kwargs)
+        total, reduction = _divisor(operands, settings, reduction)
+        loss = op.run_loss(operands, settings, reduction)
+        if loss is None:
+            loss = _reduced(op.run(operands, settings), reduction)
+        return loss if total is None else loss / total
 
     def define(*args: Any, reduction: str = "mean", **kwargs: Any) -> Tensor:
         check_reduction(reduction)
-        if op is not None and reduction == "weighted_mean":
-            total = _total_weight(*op.request(*args, **kwargs))
-            return define(*args, **kwargs, reduction="sum") / total
-        return _reduced(definition_of(log_prob)(*args, **kwargs), reduction)
+        if op is None:
+            return _reduced(definition_of(log_prob)(*args, **kwargs), reduction)
+        operands, settings = op.request(*args, **kwargs)
+        total, reduction = _divisor(operands, settings, reduction)
+        loss = _reduced(op.define(operands, settings), reduction)
+        return loss if total is None else loss / total
 
     doc = _LOSS.format(log_prob=log_prob.__name__)
     ordinary = op.ordinary_loss if op else None
@@ -116,14 +118,19 @@ def _reduced(log_prob: Tensor, reduction: str) -> Tensor:
     return -(log_prob.mean() if reduction == "mean" else log_prob.sum())
 
 
-def _total_weight(operands: Sequence[Tensor | None], settings: dict[str, Any]) -> Tensor | int:
-    """The sum of the weights of all elements."""
+def _divisor(
+    operands: Sequence[Tensor | None], settings: dict[str, Any], reduction: str
+) -> tuple[Tensor | int | None, str]:
+    """What a loss is divided by after another reduction: the sum of the weights of all elements
+    after "sum", or nothing."""
+    if reduction != "weighted_mean":
+        return None, reduction
     if "weight" not in settings:
         raise ValueError(_NO_WEIGHT)
     weight, elements = settings["weight"], common_shape(operands).numel()
     if weight is None:
-        return elements
-    return weight.sum() * (elements / max(weight.numel(), 1))
+        return elements, "sum"
+    return weight.sum() * (elements / max(weight.numel(), 1)), "sum"
 
 
 _NO_WEIGHT = "reduction is 'weighted_mean', and this op takes no weight; want 'mean' or 'sum'"

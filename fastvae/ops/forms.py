@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from .arguments import check_param
+from .arguments import TensorLike, check_param, gaussians
 from .bounds import Bound, Raised
 from .elements import computed_in, log_sigma, of_log_sigma
 
-__all__ = ["read_prior", "scale_form"]
+__all__ = ["read_gaussians", "scale_form"]
 
 
 def scale_form(
@@ -37,15 +38,26 @@ def scale_form(
     return "log_std", Raised(param, float(min_std))
 
 
-def read_prior(
-    operands: Sequence[Tensor | None], prior_param: str, min_std: float, form: str
-) -> Sequence[Tensor | None]:
-    """The operands (q, p) with p's scale, which is given by `prior_param`, as `form` wants it."""
-    scale = operands[3]
+def read_gaussians(
+    mu: TensorLike,
+    logvar: TensorLike,
+    prior_mu: TensorLike | None,
+    prior_logvar: TensorLike | None,
+    param: str,
+    prior_param: str | None,
+    min_std: float,
+    bound: Bound | Raised | None,
+) -> tuple[Sequence[Tensor | None], torch.Size, str, Bound | Raised | None]:
+    """The operands (q, p) and their common shape; how the kernels read both scales, as
+    `scale_form` says. That of p, if it is given in another form, is made what they read."""
+    form, bound = scale_form(param, bound, min_std)
+    operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
+    scale, prior_param = operands[3], prior_param or param
     if scale is None or (prior_param == form and min_std == 0):
-        return operands
+        return operands, shape, form, bound
     own, raised = scale_form(prior_param, None, min_std)
     check_param(own)
     s = computed_in(scale)
     h = raised(s) if isinstance(raised, Raised) else log_sigma(s, own)
-    return (*operands[:3], of_log_sigma(h, form).to(scale.dtype))
+    operands = (*operands[:3], of_log_sigma(h, form).to(scale.dtype))
+    return operands, shape, form, bound

@@ -47,7 +47,6 @@ from .arguments import (
     check_param,
     check_sample_shape,
     event_dims,
-    gaussians,
     log_prob_arguments,
     tensor_arguments,
     weight_argument,
@@ -65,7 +64,7 @@ from .elements import (
     standardize,
     weighted_total,
 )
-from .forms import read_prior, scale_form
+from .forms import read_gaussians, scale_form
 from .noise import Generators, make_seed
 from .op import Request
 
@@ -209,9 +208,9 @@ def kl_divergence(
     Returns:
         Nats, of shape `mu.shape[:-event_ndim]`.
     """
-    form, bound = scale_form(param, bound, min_std)
-    operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
-    operands = read_prior(operands, prior_param or param, min_std, form)
+    operands, shape, form, bound = read_gaussians(
+        mu, logvar, prior_mu, prior_logvar, param, prior_param, min_std, bound
+    )
     return operands, {
         "weight": weight_argument(weight, operands[0], shape),
         "param": check_param(form),
@@ -282,9 +281,9 @@ def rsample_kl(
         >>> z, kl = fastvae.rsample_kl(*encoder(x).chunk(2, dim=1))
         >>> loss = (kl - fastvae.gaussian_log_prob(x, decoder(z))).mean()
     """
-    form, bound = scale_form(param, bound, min_std)
-    operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
-    operands = read_prior(operands, prior_param or param, min_std, form)
+    operands, shape, form, bound = read_gaussians(
+        mu, logvar, prior_mu, prior_logvar, param, prior_param, min_std, bound
+    )
     return operands, {
         "seed": make_seed(seed, generator, operands[0], shape),
         "weight": weight_argument(weight, operands[0], shape),
@@ -367,9 +366,9 @@ def rsample_log_ratio(
         >>> log_w = log_ratio + fastvae.gaussian_log_prob(x, decoder(z), event_ndim=1)
         >>> loss = -log_w.logsumexp(0).mean()
     """
-    form, bound = scale_form(param, bound, min_std)
-    operands, shape = gaussians(mu, logvar, prior_mu, prior_logvar)
-    operands = read_prior(operands, prior_param or param, min_std, form)
+    operands, shape, form, bound = read_gaussians(
+        mu, logvar, prior_mu, prior_logvar, param, prior_param, min_std, bound
+    )
     return operands, {
         "seed": make_seed(seed, generator, operands[0], shape),
         "weight": weight_argument(weight, operands[0], shape),
