@@ -10,7 +10,8 @@ import sys
 import log_sum_cases
 import numpy as np
 import torch
-from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, WEIGHTED, gradients
+from accuracy import gradients
+from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, WEIGHTED
 
 import fastvae
 from fastvae import backend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import audit_faults as faults
 import audit_models as models
 import pytest
 import torch
@@ -104,12 +105,12 @@ def test_other_terms_are_no_faults() -> None:
 # ---- Faults --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", models.FAULTY, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", faults.FAULTY, ids=lambda kind: kind.__name__)
 def test_faults_are_found(kind: type[nn.Module]) -> None:
-    name, measured = models.FAULTY[kind]
+    name, measured = faults.FAULTY[kind]
     [finding] = audited(kind).findings
     assert finding.kind == name
-    assert finding.file == models.__file__
+    assert finding.file == faults.__file__
     assert finding.line == fault_line(kind)
     if measured is not None:
         assert finding.measured == pytest.approx(measured, rel=TOLERANCE, abs=1e-9)
@@ -118,7 +119,7 @@ def test_faults_are_found(kind: type[nn.Module]) -> None:
 def test_numbers_of_values() -> None:
     """Those that depend on the weights, against the model's own."""
     torch.manual_seed(0)
-    model = models.NegativeKL()
+    model = faults.NegativeKL()
     x = models.data(model)[:7]
     h = model.encoder(x)
     kl = model.kl(model.mu(h), model.logvar(h)) / 7
@@ -127,7 +128,7 @@ def test_numbers_of_values() -> None:
     assert finding.measured < 0
 
     torch.manual_seed(0)
-    model = models.Overflowing()
+    model = faults.Overflowing()
     x = models.data(model)[:7]
     largest = model.logvar(model.encoder(x)).max().item()
     [finding] = fastvae.audit(model, x).findings
@@ -136,7 +137,7 @@ def test_numbers_of_values() -> None:
 
 
 def test_two_faults_at_once() -> None:
-    class Both(models.VarianceAsSigma):
+    class Both(faults.VarianceAsSigma):
         def loss(self, x, decoded, mu, logvar):
             return nn.functional.mse_loss(decoded, x) + torch.mean(
                 0.5 * (mu**2 + logvar.exp() - 1 - logvar)
@@ -154,14 +155,14 @@ def test_two_faults_at_once() -> None:
 def test_a_mean_over_the_batch_is_told_from_a_weight() -> None:
     """With a batch of 7, half of a sum and 3.5 times a mean are one number."""
 
-    class Halved(models.WrongBeta):
+    class Halved(faults.WrongBeta):
         def loss(self, x, decoded, mu, logvar):
             kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1)
             return self.nll(x, decoded) + 0.5 * kl.sum()
 
     [finding] = audited(Halved).findings
     assert finding.kind == "kl-halved"
-    [finding] = audited(models.WrongBeta).findings
+    [finding] = audited(faults.WrongBeta).findings
     assert finding.kind == "kl-weight"
 
 
@@ -204,7 +205,7 @@ def test_a_loss_of_the_users_and_a_batch_of_several_tensors() -> None:
 
 
 def test_what_will_not_run_in_float64() -> None:
-    class Single(models.KLAveraged):
+    class Single(faults.KLAveraged):
         def forward(self, x: Tensor):
             assert x.dtype == torch.float32
             return super().forward(x)

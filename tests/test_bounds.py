@@ -10,7 +10,8 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, SEED, assert_accurate, exact, gradients, same_bits
+from accuracy import assert_accurate, exact, gradients, same_bits
+from cases import DTYPES, SEED
 from cases import Op as CaseOp
 from torch import Tensor
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, OPS, Op, assert_accurate, exact, gradients, op_id
+from accuracy import assert_accurate, exact, gradients
+from cases import DTYPES, OPS, Op, op_id
 from torch import Tensor
 
 import fastvae

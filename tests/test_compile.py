@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import FORMS, OPS, Op, op_id, upstream_like
+from accuracy import upstream_like
+from cases import FORMS, OPS, Op, op_id
 from functorch.compile import make_boxed_func
 from models import mlp
 from torch import Tensor, nn

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import OPS, Op, op_id, same_bits, upstream_like
+from accuracy import same_bits, upstream_like
+from cases import OPS, Op, op_id
 from torch import Tensor
 
 import fastvae

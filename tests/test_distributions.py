@@ -8,7 +8,8 @@ import pickle
 
 import pytest
 import torch
-from cases import PARAMS, from_logvar, same_bits
+from accuracy import same_bits
+from cases import PARAMS, from_logvar
 from torch.distributions import Independent, Normal, kl_divergence
 
 import fastvae

@@ -8,18 +8,8 @@ from unittest import mock
 
 import pytest
 import torch
-from cases import (
-    DTYPES,
-    NOT_DERIVATIVES,
-    OPS,
-    SEED,
-    Op,
-    each_op_and_form,
-    error,
-    exact,
-    op_id,
-    upstream_like,
-)
+from accuracy import error, exact, upstream_like
+from cases import DTYPES, NOT_DERIVATIVES, OPS, SEED, Op, each_op_and_form, op_id
 from test_extremes import each_op_and_param, grid
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -41,7 +31,7 @@ TOLERANCE = {
 
 @pytest.fixture(autouse=True)
 def eager() -> Iterator[None]:
-    with fastvae.use_backend("eager"), mock.patch("cases.kernel_noise", reference.noise):
+    with fastvae.use_backend("eager"), mock.patch("accuracy.kernel_noise", reference.noise):
         yield
 
 

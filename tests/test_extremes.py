@@ -8,7 +8,8 @@ from itertools import product
 
 import pytest
 import torch
-from cases import DTYPES, FORMS, OPS, SEED, Op, each_op_and_form, exact, gradients, op_id
+from accuracy import exact, gradients
+from cases import DTYPES, FORMS, OPS, SEED, Op, each_op_and_form, op_id
 from torch import Tensor
 
 import fastvae

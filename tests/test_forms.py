@@ -8,7 +8,8 @@ from typing import Any
 import mpmath
 import pytest
 import torch
-from cases import DTYPES, SEED, assert_accurate, exact, from_logvar, gradients, same_bits
+from accuracy import assert_accurate, exact, gradients, same_bits
+from cases import DTYPES, SEED, from_logvar
 from cases import Op as CaseOp
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck

@@ -13,16 +13,8 @@ from unittest import mock
 
 import pytest
 import torch
-from cases import (
-    DTYPES,
-    NOT_DERIVATIVES,
-    OPS,
-    WEIGHTED,
-    Op,
-    assert_accurate,
-    exact,
-    upstream_like,
-)
+from accuracy import assert_accurate, exact, upstream_like
+from cases import DTYPES, NOT_DERIVATIVES, OPS, WEIGHTED, Op
 from torch import Tensor
 
 import fastvae

@@ -8,6 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from accuracy import (
+    assert_accurate,
+    error,
+    exact,
+    gradients,
+    normals,
+    same_bits,
+    tolerance,
+    upstream_like,
+)
 from cases import (
     DTYPES,
     FORMS,
@@ -19,16 +29,8 @@ from cases import (
     SEED,
     SHAPES,
     Op,
-    assert_accurate,
     each_op_and_form,
-    error,
-    exact,
-    gradients,
-    normals,
     op_id,
-    same_bits,
-    tolerance,
-    upstream_like,
 )
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, normals, same_bits
+from accuracy import normals, same_bits
+from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS
 from torch import Tensor
 
 import fastvae

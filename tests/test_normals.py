@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from cases import normals
+from accuracy import normals
 
 from fastvae import _C, reference
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, PARAMS, SEED, same_bits
+from accuracy import same_bits
+from cases import DTYPES, PARAMS, SEED
 from torch import Tensor
 
 import fastvae

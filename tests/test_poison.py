@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, OPS, Op, gradients, op_id, same_bits
+from accuracy import gradients, same_bits
+from cases import DTYPES, OPS, Op, op_id
 
 import fastvae
 

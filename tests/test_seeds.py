@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import normals
+from accuracy import normals
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 

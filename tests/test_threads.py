@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import OPS, gradients, same_bits
+from accuracy import gradients, same_bits
+from cases import OPS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 

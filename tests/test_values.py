@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from accuracy import assert_accurate, exact, same_bits, tolerance
 from cases import (
     DTYPES,
     LAYOUT_DTYPES,
@@ -15,12 +16,8 @@ from cases import (
     PARAMS,
     SHAPES,
     Op,
-    assert_accurate,
     each_op_and_form,
-    exact,
     op_id,
-    same_bits,
-    tolerance,
 )
 from torch import Tensor
 from torch.nn import functional as F

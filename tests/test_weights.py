@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accuracy import assert_accurate, exact, gradients, same_bits
 from cases import (
     DTYPES,
     LAYOUT_DTYPES,
@@ -17,12 +18,8 @@ from cases import (
     SEED,
     WEIGHTED,
     Op,
-    assert_accurate,
     each_op_and_form,
-    exact,
-    gradients,
     op_id,
-    same_bits,
     weights,
 )
 from torch import Tensor

@@ -17,7 +17,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import log_sum_cases
-from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, WEIGHTED, Op, upstream_like
+from accuracy import upstream_like
+from cases import DTYPES, LAYOUT_SHAPE, LAYOUTS, OPS, WEIGHTED, Op
 
 import fastvae
 
