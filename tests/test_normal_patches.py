@@ -323,7 +323,7 @@ def test_pyro_losses_and_gradients(
     def same_noise(self: Normal, sample_shape: Any = ()) -> Any:
         return NotImplemented
 
-    monkeypatch.setattr(integration, "_rsample", same_noise)
+    monkeypatch.setattr(integration, "normal_rsample", same_noise)
     step()
     want, want_grads = step()
     with patch_pyro() as patch:

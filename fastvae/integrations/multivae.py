@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal
 
 from .. import ops
+from . import torch_distributions
 from .patching import Patch, serves_alike, shared
 
 __all__ = ["patch"]
@@ -45,8 +46,8 @@ def patch() -> Patch:
     patch.replace_function(base_utils.rsample_from_gaussian, _rsample_from_gaussian)
     patch.replace_function(base_utils.kl_divergence, _kl_divergence)
     patch.replace(MoPoE, "calc_joint_divergence", _joint_divergence)
-    patch.replace(Normal, "rsample", _rsample)
-    patch.replace(Normal, "log_prob", _normal_log_prob)
+    patch.replace(Normal, "rsample", torch_distributions.normal_rsample)
+    patch.replace(Normal, "log_prob", torch_distributions.normal_log_prob)
     patch.replace(Laplace, "log_prob", _laplace_log_prob)
     return patch
 
@@ -88,28 +89,9 @@ def _joint_divergence(self: Any, mus: Any, logvars: Any, weights: Tensor) -> Any
 # ---- torch.distributions -------------------------------------------------------------------------
 
 
-def _rsample(self: Normal, sample_shape: Any = ()) -> Any:
-    if not serves_alike(self.loc, self.scale):
-        return NotImplemented
-    shape = torch.Size(sample_shape)
-    return ops.rsample(self.loc, shared(self.scale), param="std", sample_shape=shape)
-
-
-def _fits(distribution: Any, value: Any) -> bool:
-    if not serves_alike(distribution.loc, distribution.scale, value):
-        return False
-    if distribution._validate_args:
-        distribution._validate_sample(value)
-    return True
-
-
-def _normal_log_prob(self: Normal, value: Any) -> Any:
-    if not _fits(self, value):
-        return NotImplemented
-    return ops.gaussian_log_prob(value, self.loc, shared(self.scale), param="std", event_ndim=0)
-
-
 def _laplace_log_prob(self: Laplace, value: Any) -> Any:
-    if not _fits(self, value):
+    if not serves_alike(self.loc, self.scale, value):
         return NotImplemented
+    if self._validate_args:
+        self._validate_sample(value)
     return ops.laplace_log_prob(value, self.loc, shared(self.scale).log(), event_ndim=0)

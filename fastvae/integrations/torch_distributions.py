@@ -29,16 +29,17 @@ __all__ = ["patch"]
 def patch() -> Patch:
     """Turns it on; see the module."""
     patch = Patch()
-    patch.replace(Normal, "rsample", _rsample)
+    patch.replace(Normal, "rsample", normal_rsample)
     patch.replace(Normal, "sample", _sample)
-    patch.replace(Normal, "log_prob", _log_prob)
+    patch.replace(Normal, "log_prob", normal_log_prob)
     patch.replace(Independent, "log_prob", _independent_log_prob)
     patch.replace_kl(Normal, Normal, _kl)
     patch.replace_kl(Independent, Independent, _independent_kl)
     return patch
 
 
-def _rsample(self: Normal, sample_shape: Any = ()) -> Any:
+def normal_rsample(self: Normal, sample_shape: Any = ()) -> Any:
+    """In place of `Normal.rsample`."""
     loc, scale = self.loc, self.scale
     if not serves_alike(loc, scale):
         return NotImplemented
@@ -50,10 +51,11 @@ def _rsample(self: Normal, sample_shape: Any = ()) -> Any:
 
 def _sample(self: Normal, sample_shape: Any = ()) -> Any:
     with torch.no_grad():
-        return _rsample(self, sample_shape)
+        return normal_rsample(self, sample_shape)
 
 
-def _log_prob(self: Normal, value: Any) -> Any:
+def normal_log_prob(self: Normal, value: Any) -> Any:
+    """In place of `Normal.log_prob`."""
     return _event_log_prob(self, value, 0)
 
 
