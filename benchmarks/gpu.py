@@ -1,8 +1,9 @@
 """Everything that a machine with a GPU can say about fastvae, in one JSON and one table.
 
 `make gpu` builds in place and runs this: the tests on CUDA, compute-sanitizer on some of them, the
-kernels by themselves, and `python -m fastvae bench` against the peers. What is not installed is
-left out, and the results say so. They go to benchmarks/results/<device>/, the logs to build/gpu/.
+kernels by themselves, small calls as `python -m fastvae bench` times them, and whole training
+steps. What is not installed is left out, and the results say so. They go to
+benchmarks/results/<device>/, the logs to build/gpu/.
 
 The kernels by themselves: each program is captured in a CUDA graph, a call for every set of inputs,
 of which there are more than the L2 cache holds; the graph's replays are timed by events, in turns
@@ -21,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from fastvae.bench.cases import DTYPES, OPS, Case, Shape
 from fastvae.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ("tests", "sanitizer", "kernels", "bench")
+STEPS = ("tests", "sanitizer", "kernels", "bench", "steps")
 SANITIZED = ("tests/test_values.py", "tests/test_cuda.py", "-k", "long_rows or several_streams")
 # 256 MiB a tensor; and rows so few and so short that blocks would be idle.
 ELEMENTS = 1 << 26
@@ -55,13 +56,37 @@ CASES += [
 ]
 CASES += [("rsample_kl", f"64x{ELEMENTS // 64}", "float32"), ("rsample_kl", "65536x64", "float32")]
 CASES += [("rsample_kl", "128x20", "float32"), ("gaussian_log_prob:sigma", "128x12288", "float32")]
-PEERS = ("eager", "compile", "triton")
+# What dominates steps, at the sizes of the CPU's table, and where a GPU is full.
+CASES += [
+    (op, shape, "float32")
+    for op, shapes in (
+        ("bernoulli_log_prob", ("64x3x64x64",)),
+        ("laplace_log_prob:fixed", ("64x3x64x64",)),
+        ("discretized_logistic_log_prob", ("64x3x64x64",)),
+        ("negative_binomial_log_prob", ("128x10000",)),
+        ("zero_inflated_negative_binomial_log_prob", ("128x2000", "128x10000", "8192x8192")),
+        ("mixture_log_prob:500", ("128x40",)),
+        ("mixture_log_prob:1000", ("256x64", "8192x64")),
+        ("aggregate_log_prob", ("256x32", "1024x32")),
+        ("multinomial_log_prob", ("512x50000",)),
+        ("colour_mixture_log_prob", ("16x3x32x32",)),
+    )
+    for shape in shapes
+]
+PEERS = ("eager", "compile", "triton", peers.IDIOM)
+SMALL_OPS = (
+    "rsample",
+    "kl_divergence",
+    "rsample_kl",
+    "rsample_kl:prior",
+    "gaussian_nll_loss:sigma",
+)
 
 
 # ---- Tests ---------------------------------------------------------------------------------------
 
 
-def run(command: Sequence[object], log: Path) -> dict[str, Any]:
+def run(command: Sequence[object], log: Path, **environment: str) -> dict[str, Any]:
     """Runs a command into a log; what it said last."""
     print("$", *command, flush=True)
     start = time.perf_counter()
@@ -71,7 +96,7 @@ def run(command: Sequence[object], log: Path) -> dict[str, Any]:
             cwd=ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
             check=False,
         ).returncode
     lines = log.read_text(errors="replace").strip().splitlines() or [""]
@@ -84,7 +109,10 @@ def run(command: Sequence[object], log: Path) -> dict[str, Any]:
 def run_tests(logs: Path) -> dict[str, Any]:
     if importlib.util.find_spec("pytest") is None:
         return {"status": None, "summary": "pytest is not installed"}
-    return run([sys.executable, "-m", "pytest", "-q", "--device", "cuda"], logs / "tests.log")
+    command = [sys.executable, "-m", "pytest", "-q", "--device", "cuda"]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["--numprocesses", "auto", "--dist", "loadfile"]
+    return run(command, logs / "tests.log", OMP_NUM_THREADS="1")
 
 
 def run_sanitizer(logs: Path) -> dict[str, Any]:
@@ -95,7 +123,11 @@ def run_sanitizer(logs: Path) -> dict[str, Any]:
         return {"status": None, "summary": "compute-sanitizer or pytest is not installed"}
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "--device", "cuda", *SANITIZED]
     return {
-        name: run([tool, "--tool", name, "--error-exitcode", "9", *pytest], logs / f"{name}.log")
+        name: run(
+            [tool, "--tool", name, "--error-exitcode", "9", *pytest],
+            logs / f"{name}.log",
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # else a tool sees only PyTorch's large pieces
+        )
         for name in ("memcheck", "racecheck")
     }
 
@@ -105,6 +137,8 @@ def run_sanitizer(logs: Path) -> dict[str, Any]:
 
 def make_program(name: str, case: Case, sets: inputs.Inputs) -> peers.Program:
     if name != "triton":
+        if reason := peers.unavailable(name, case):
+            raise NotImplementedError(reason)
         return peers.make_program(name, case, sets)
     if case.op.name != "rsample_kl":
         raise NotImplementedError("written for rsample_kl only")
@@ -118,7 +152,8 @@ def checked(program: peers.Program, case: Case, sets: inputs.Inputs) -> None:
     if program.name == peers.LIMIT:
         return
     outputs, grads = program.results(case.direction)
-    check.check(case, sets.sets[0][0], outputs, grads)
+    definition = None if case.op.draws else peers.stands_in(program.name, case)
+    check.check(case, sets.sets[0][0], outputs, grads, definition)
 
 
 def capture(program: peers.Program, case: Case, count: int) -> Callable[[], None]:
@@ -229,15 +264,21 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     return entry
 
 
-def run_kernels(rounds: int, directions: Sequence[str]) -> list[dict[str, Any]]:
-    found = []
+def run_kernels(
+    rounds: int, directions: Sequence[str], only: str, old: list[dict[str, Any]]
+) -> Iterator[list[dict[str, Any]]]:
+    """What is known after each case; `old` are of an earlier run, for those left out of this."""
+    found = {_name(entry): entry for entry in old}
     for op, shape, dtype in CASES:
         for direction in directions:
+            if not re.search(only, f"{op} {shape} {dtype} {direction}"):
+                continue
             case = Case(OPS[op], Shape.parse(shape), DTYPES[dtype], direction, device="cuda")
-            found.append(measure(case, rounds))
+            entry = measure(case, rounds)
+            found[_name(entry)] = entry
             torch.cuda.empty_cache()
-            print(_line(found[-1]), flush=True)
-    return found
+            print(_line(entry), flush=True)
+            yield [*found.values()]
 
 
 def noise_has_the_bits_of_the_cpu() -> bool:
@@ -265,6 +306,10 @@ def _cells(entry: dict[str, Any]) -> list[str]:
     return cells
 
 
+def _name(entry: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(entry[key] for key in ("op", "shape", "dtype", "direction"))
+
+
 def _line(entry: dict[str, Any]) -> str:
     return "  ".join(f"{cell:>10}" for cell in _cells(entry))
 
@@ -283,6 +328,9 @@ def markdown(document: dict[str, Any]) -> str:
     if document.get("bench_table"):
         lines += ["", "`python -m fastvae bench --device cuda`, calls and their overhead:", ""]
         lines.append(document["bench_table"])
+    if document.get("steps"):
+        lines += ["", "`benchmarks/training_steps.py --device cuda`:", "", "```"]
+        lines += [document["steps"].strip(), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -293,13 +341,30 @@ def _results(name: str, found: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def run_bench(logs: Path) -> dict[str, Any]:
+    """Calls as users make them, of small tensors, where what precedes the kernel is what counts."""
     output, table = logs / "bench.json", logs / "bench.md"
-    command = [sys.executable, "-m", "fastvae", "bench", "--device", "cuda", "--seconds", "2"]
+    command = [sys.executable, "-m", "fastvae", "bench", "--device", "cuda", "--seconds", "1"]
+    command += ["--ops", *SMALL_OPS, "--shapes", "128x20", "1024x128"]
+    command += ["--directions", "forward", "forward+backward", "--peers", "eager", "compile"]
     result = run([*command, "--output", output, "--markdown", table], logs / "bench.log")
     return {
         "bench": json.loads(output.read_text()) if output.is_file() else result,
         "bench_table": table.read_text() if table.is_file() else "",
     }
+
+
+def run_steps(logs: Path) -> str:
+    """Whole training steps; of the hierarchical model no compiled ones, which take many minutes."""
+    log = logs / "steps.log"
+    command = [sys.executable, "benchmarks/training_steps.py", "--device", "cuda"]
+    text = ""
+    for models in (
+        ("--models", "MLP", "convolutional", "counts", "counts-wide"),
+        ("--models", "hierarchical", "--no-compile"),
+    ):
+        run([*command, *models], log)
+        text += log.read_text()
+    return text
 
 
 def main() -> int:
@@ -309,6 +374,7 @@ def main() -> int:
     parser.add_argument(
         "--directions", nargs="+", default=("forward", "backward", "forward+backward")
     )
+    parser.add_argument("--only", default="", help="kernels: of cases that this pattern matches")
     parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/<device>)")
     arguments = parser.parse_args()
     if not torch.cuda.is_available() or not fastvae.backend.HAS_CUDA:
@@ -329,9 +395,16 @@ def main() -> int:
         elif step == "sanitizer":
             document["sanitizer"] = run_sanitizer(logs)
         elif step == "kernels":
-            document["kernels"] = run_kernels(arguments.rounds, arguments.directions)
-        else:
+            known = document.get("kernels", [])
+            for entries in run_kernels(
+                arguments.rounds, arguments.directions, arguments.only, known
+            ):
+                document["kernels"] = entries
+                write_json(old, document)
+        elif step == "bench":
             document |= run_bench(logs)
+        else:
+            document["steps"] = run_steps(logs)
         write_json(old, document)
         write_text(folder / "gpu.md", markdown(document))
     print(f"results  {old}\ntable    {folder / 'gpu.md'}")

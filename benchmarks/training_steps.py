@@ -303,6 +303,11 @@ def ops_of(model: nn.Module, x: Tensor) -> Callable[[], None]:
     return run
 
 
+def synchronize() -> None:
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
 def check(make: Callable[[Any], tuple[nn.Module, Tensor]]) -> None:
     """Fused loss and gradients are the reference's, with the same noise; the eager loss is near."""
     model, x = build(make, Fused())
@@ -327,9 +332,11 @@ def rounds(
     """Seconds of a call, by program, in turns."""
 
     def seconds(run: Callable[[], None], calls: int) -> float:
+        synchronize()
         start = time.perf_counter()
         for _ in range(calls):
             run()
+        synchronize()
         return (time.perf_counter() - start) / calls
 
     calls = {}
@@ -384,18 +391,21 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     arguments = parser.parse_args(argv)
-    description = machine.describe()
+    description = machine.describe(arguments.device)
+    where = f"{description['cpu']}, {description['cpu_capability']}, {arguments.threads} threads"
     print(
-        f"{description['cpu']}, {description['cpu_capability']}, {arguments.threads} threads, "
-        f"torch {description['torch']}, float32; median (quartiles) of {arguments.rounds} rounds"
+        f"{description.get('gpu', where)}, torch {description['torch']}, float32; "
+        f"median (quartiles) of {arguments.rounds} rounds"
     )
     # The networks of a model are one class, of many shapes; and no workers that compute meanwhile.
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.compile_threads = 1
+    torch.set_default_device(arguments.device)
     with machine.use_threads(arguments.threads):
         for name in arguments.models:
             measure(name, arguments)

@@ -182,6 +182,11 @@ def assert_accurate(results: Sequence[Tensor], right: Exact, computed: torch.dty
         assert found <= allowed, f"result {k} is off by {found:.2e}, allowed {allowed:.2e}"
 
 
+def seeded(seed: int) -> torch.Generator:
+    """For what is made where tensors are made by default (the fixture `on_device`)."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal in every bit, except that all NaNs are one."""
     if a.shape != b.shape or a.dtype != b.dtype:

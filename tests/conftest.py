@@ -60,9 +60,28 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SlowTests())
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What never asks for the device says nothing about another than the CPU."""
+    if config.getoption("device") != "cpu":
+        asks = ["device" in getattr(item, "fixturenames", ()) for item in items]
+        others = [item for item, wanted in zip(items, asks, strict=True) if not wanted]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item, wanted in zip(items, asks, strict=True) if wanted]
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.config.getoption("device"))
+
+
+@pytest.fixture
+def on_device(device: torch.device) -> Iterator[None]:
+    """What a test makes without a word about the device lies there too."""
+    if device.type == "cpu":
+        yield
+    else:
+        with device:
+            yield
 
 
 @pytest.fixture

@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
+import pytest
 import torch
+from accuracy import seeded
 from test_mixtures import components
 
 import fastvae
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 def test_whole_data_set_is_exact() -> None:
@@ -44,7 +48,7 @@ def test_total_correlation_of_a_batch() -> None:
     """N = 5000 posteriors of a correlated Gaussian, 64 at a time: near the exact value, where the
     weights in a column, or counted once for each dimension, are far from it."""
     n, batch, size = 5000, 64, 10
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     factor = torch.randn(size, size, generator=generator, dtype=torch.float64) / 2
     mu = torch.randn(n, size, generator=generator, dtype=torch.float64) @ factor
     logvar = torch.full_like(mu, math.log(0.3**2))

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 import fastvae
 from fastvae.models.aggregates import _Aggregate
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 SEED = 5
 
 

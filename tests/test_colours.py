@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accuracy import seeded
 from test_mixtures import assert_close, gradients
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,12 +16,14 @@ from torch.nn import functional as F
 import fastvae
 from fastvae import reference
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def pixels(
     rows: int, channels: int, count: int, k: int, *, bins: int = 256, log_scale: float = -2.0
 ) -> tuple[Tensor, Tensor]:
     """Levels from -1 to 1, and parameters."""
-    generator = torch.Generator().manual_seed(rows + channels + count + k)
+    generator = seeded(rows + channels + count + k)
     x = torch.randint(bins, (rows, channels, count), generator=generator)
     planes = k * (10 if channels == 3 else 3)
     parameters = torch.randn(rows, planes, count, generator=generator, dtype=torch.float64) / 2

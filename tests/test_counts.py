@@ -11,11 +11,14 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from accuracy import seeded
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastvae
 from fastvae import reference
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 COUNTS = (0, 1, 2, 3, 7, 31, 250, 12345, 10**6)
 MEANS = (0.01, 0.5, 1.0, 7.3, 300.0, 1e6)
@@ -275,7 +278,7 @@ def test_probabilities_add_up_to_1() -> None:
 
 @each_case
 def test_second_derivatives(name: str) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     for param in CASES[name][1]:
         leaves = [
             torch.rand(2, 3, generator=generator, dtype=torch.float64).add(0.3).requires_grad_()

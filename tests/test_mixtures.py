@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from accuracy import seeded
 from torch import Tensor
 
 import fastvae
 from fastvae import reference
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 PARAMS = ("logvar", "log_std", "std", "var")
 
@@ -21,7 +24,7 @@ def components(
     rows: int, k: int, size: int, *, far: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
     """z, mu, logvar and log-weights; with `far`, so much further away from all."""
-    generator = torch.Generator().manual_seed(rows * 10000 + k * 100 + size)
+    generator = seeded(rows * 10000 + k * 100 + size)
     z, mu, s = (
         torch.randn(n, size, generator=generator, dtype=torch.float64) for n in (rows, k, k)
     )
@@ -41,7 +44,7 @@ def in_param(logvar: Tensor, param: str) -> Tensor:
 def gradients(f: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     leaves = [t.detach().requires_grad_() for t in tensors]
     y = f(*leaves)
-    generator = torch.Generator().manual_seed(7)
+    generator = seeded(7)
     upstream = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     return y.detach(), torch.autograd.grad(y, leaves, upstream.to(y.dtype))
 
@@ -367,7 +370,7 @@ def test_only_wanted_gradients_are_made() -> None:
             t.clone().requires_grad_(k == wanted) for k, t in enumerate((z, mu, logvar, log_w))
         ]
         y = fastvae.mixture_log_prob(*leaves)
-        generator = torch.Generator().manual_seed(7)
+        generator = seeded(7)
         upstream = torch.randn(y.shape, generator=generator, dtype=torch.float64).float()
         (found,) = torch.autograd.grad(y, leaves[wanted], upstream)
         assert torch.equal(found, right[wanted])

@@ -7,17 +7,20 @@ import pickle
 
 import pytest
 import torch
+from accuracy import seeded
 from torch import Tensor
 
 import fastvae
 from fastvae import DiagonalGaussian, DiagonalGaussianDistribution
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 SHAPE = (3, 8, 5, 4)
 
 
 def drawn(seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Moments some of which lie beyond the clamp."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     params = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
     params[0, 4, :2] = torch.tensor([-40.0, 25.0, -31.0, 20.5])
     return params.to(dtype)
@@ -75,17 +78,17 @@ def test_samples() -> None:
     leaf = drawn().requires_grad_()
     q = DiagonalGaussianDistribution(leaf)
     mean, logvar = formulas(leaf)
-    z = q.sample(torch.Generator().manual_seed(3))
+    z = q.sample(seeded(3))
     gaussian = DiagonalGaussian(mean, logvar)
-    assert torch.equal(z, gaussian.rsample(generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(z, gaussian.rsample(generator=seeded(3)))
     assert torch.autograd.grad(z.sum(), leaf)[0][:, :4].eq(1).all()
     torch.manual_seed(1)
     first = q.sample()
     torch.manual_seed(1)
     assert torch.equal(q.sample(), first)
     assert not torch.equal(q.sample(), first)
-    many = [torch.Generator().manual_seed(k) for k in range(3)]
-    alone = DiagonalGaussianDistribution(leaf[1:2]).sample([torch.Generator().manual_seed(1)])
+    many = [seeded(k) for k in range(3)]
+    alone = DiagonalGaussianDistribution(leaf[1:2]).sample([seeded(1)])
     torch.testing.assert_close(q.sample(many)[1:2], alone)
 
 
