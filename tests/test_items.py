@@ -139,7 +139,7 @@ def test_errors(call: Callable[..., Any], error: type[Exception], message: str) 
 def test_items_that_do_not_exist(offset: int, device: torch.device) -> None:
     _, chosen, logits = a_row(3, 20, torch.float32)
     if device.type == "cpu":
-        with pytest.raises(RuntimeError, match="item|bounds"):
+        with pytest.raises(RuntimeError, match=r"item|bounds"):
             fastvae.categorical_log_prob(chosen + offset, logits)
     else:  # an error would have to wait for the GPU
         assert fastvae.categorical_log_prob(chosen + offset, logits, event_ndim=0).isnan().all()
