@@ -218,7 +218,7 @@ def peak_bytes(function: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
+def measure(case: Case, rounds: int, names: Sequence[str]) -> dict[str, Any]:
     sets = inputs.make_inputs(case, machine.cache_bytes("cuda"))
     count = len(sets.sets)
     replays: dict[str, Callable[[], None]] = {}
@@ -231,20 +231,17 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         "programs": {},
         "refused": {},
     }
-    for name in (peers.FUSED, peers.LIMIT, *PEERS):
+    programs = {}
+    for name in (peers.FUSED, peers.LIMIT, *names):
         if name == "compile" and case.direction == "backward":
             continue  # it gives its memory back, and its graph cannot be walked twice
         try:
-            program = make_program(name, case, sets)
+            program = programs[name] = make_program(name, case, sets)
             checked(program, case, sets)
             replays[name] = capture(program, case, count)
-            call = {"forward": program.forward, "backward": program.both}.get(
-                case.direction, program.both
-            )
-            entry["programs"][name] = {
-                "kernels": kernels_of(lambda call=call: call(0)),
-                "peak_bytes": peak_bytes(lambda call=call: call(0)),
-            }
+            seconds(replays[name], 1)
+        except torch.AcceleratorError as problem:  # nothing runs after one
+            raise RuntimeError(f"{name}, {case}") from problem
         except Exception as problem:  # a peer may fail in its own way
             entry["refused"][name] = f"{type(problem).__name__}: {problem}".splitlines()[0]
             torch.cuda.synchronize()
@@ -254,6 +251,13 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         for name, replay in replays.items():
             times[name].append(seconds(replay, repeats[name]) / count)
     for name, values in times.items():
+        program = programs[name]
+        call = {"forward": program.forward}.get(case.direction, program.both)
+        # After all replays: the profiler may leave graphs that were captured before it unusable.
+        entry["programs"][name] = {
+            "kernels": kernels_of(lambda call=call: call(0)),
+            "peak_bytes": peak_bytes(lambda call=call: call(0)),
+        }
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         copy = statistics.median(times[peers.LIMIT])
         entry["programs"][name] |= {
@@ -265,16 +269,16 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def run_kernels(
-    rounds: int, directions: Sequence[str], only: str, old: list[dict[str, Any]]
+    arguments: argparse.Namespace, old: list[dict[str, Any]]
 ) -> Iterator[list[dict[str, Any]]]:
     """What is known after each case; `old` are of an earlier run, for those left out of this."""
     found = {_name(entry): entry for entry in old}
     for op, shape, dtype in CASES:
-        for direction in directions:
-            if not re.search(only, f"{op} {shape} {dtype} {direction}"):
+        for direction in arguments.directions:
+            if not re.search(arguments.only, f"{op} {shape} {dtype} {direction}"):
                 continue
             case = Case(OPS[op], Shape.parse(shape), DTYPES[dtype], direction, device="cuda")
-            entry = measure(case, rounds)
+            entry = measure(case, arguments.rounds, arguments.peers)
             found[_name(entry)] = entry
             torch.cuda.empty_cache()
             print(_line(entry), flush=True)
@@ -374,6 +378,7 @@ def main() -> int:
     parser.add_argument(
         "--directions", nargs="+", default=("forward", "backward", "forward+backward")
     )
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--only", default="", help="kernels: of cases that this pattern matches")
     parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/<device>)")
     arguments = parser.parse_args()
@@ -396,9 +401,7 @@ def main() -> int:
             document["sanitizer"] = run_sanitizer(logs)
         elif step == "kernels":
             known = document.get("kernels", [])
-            for entries in run_kernels(
-                arguments.rounds, arguments.directions, arguments.only, known
-            ):
+            for entries in run_kernels(arguments, known):
                 document["kernels"] = entries
                 write_json(old, document)
         elif step == "bench":

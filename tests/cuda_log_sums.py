@@ -33,7 +33,7 @@ LOG_SUMS = (
 )
 MANGLED_LOG_SUM = re.compile(
     rf"fastvae\d+(?P<name>{'|'.join(LOG_SUMS)})I(?P<type>f|d|13__nv_bfloat16|6__half)"
-    r"(?:Lb(?P<each>\d)E?)?(?:Li(?P<channels>\d)E?)?E"
+    r"(?:Lb(?P<each>\d)E?)?(?:Li(?P<number>\d)E?)?E"
 )
 
 
@@ -51,7 +51,9 @@ def log_sum_kernels(binary: Path) -> list[LogSumKernel]:
         if not (match := MANGLED_LOG_SUM.search(mangled)):
             continue
         of = {"1": ", each", "0": ", mixture", None: ""}[match["each"]]
-        of += f", {match['channels']} channels" if match["channels"] else ""
+        if match["number"]:
+            each = "channels" if match["name"] == "colour_pixels" else "at once"
+            of += f", {match['number']} {each}"
         found.append(
             LogSumKernel(
                 match["name"] + of,

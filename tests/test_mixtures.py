@@ -24,12 +24,12 @@ def components(
     rows: int, k: int, size: int, *, far: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
     """z, mu, logvar and log-weights; with `far`, so much further away from all."""
-    generator = seeded(rows * 10000 + k * 100 + size)
-    z, mu, s = (
-        torch.randn(n, size, generator=generator, dtype=torch.float64) for n in (rows, k, k)
-    )
-    log_w = torch.log_softmax(torch.randn(k, generator=generator, dtype=torch.float64), 0)
-    return [t.to(dtype) for t in (z * (1 + far) + 3 * far, mu, s / 2, log_w)]
+    generator = torch.Generator().manual_seed(rows * 10000 + k * 100 + size)
+    made = {"generator": generator, "dtype": torch.float64, "device": "cpu"}  # the same everywhere
+    z, mu, s = (torch.randn(n, size, **made) for n in (rows, k, k))
+    log_w = torch.log_softmax(torch.randn(k, **made), 0)
+    tensors = (z * (1 + far) + 3 * far, mu, s / 2, log_w)
+    return [t.to(torch.get_default_device(), dtype) for t in tensors]
 
 
 def in_param(logvar: Tensor, param: str) -> Tensor:
@@ -377,7 +377,12 @@ def test_only_wanted_gradients_are_made() -> None:
 
 
 def peak_of(call: Callable[[], Any]) -> float:
-    """MB by which the process's memory was larger meanwhile."""
+    """MB by which the device's memory, or the process's, was larger meanwhile."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - allocated) / 1e6
     status = Path("/proc/self/status")
 
     def read(name: str) -> float:

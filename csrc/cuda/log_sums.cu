@@ -36,20 +36,32 @@ void run_marginals(Launcher& launch, Pairs& p, const Scratch& scratch) {
   p.constants = static_cast<double*>(scratch(p.size * int64_t(sizeof(double))));
   p.log_sums =
       static_cast<double*>(scratch(p.size * (p.rows + p.components) * int64_t(sizeof(double))));
-  const auto blocks = [](int64_t n) { return (n + kBlockThreads - 1) / kBlockThreads; };
+  const auto blocks = [](int64_t n) { return blocks_of(n, kBlockThreads); };
   launch(pack_marginals<T>, p.size, p);
-  launch(marginal_rows<T>, p.rows * p.size, p);
+  launch(marginal_rows<T>, MarginalUnit<T>::blocks(p.rows, p.size), p);
   if (!p.grad) {
     const double* log_sums = p.log_sums;
     launch(add_dimensions<T>, blocks(p.rows), log_sums, p.rows, p.size, static_cast<T*>(p.value));
     return;
   }
   if (p.grad_mu || p.grad_s || p.grad_log_weights)
-    launch(marginal_components<T>, p.components * p.size, p);
+    launch(marginal_components<T>, MarginalUnit<T>::blocks(p.components, p.size), p);
   const double* of_weights = p.log_sums + p.size * p.rows;
   if (p.grad_log_weights)
     launch(add_dimensions<T>, blocks(p.components), of_weights, p.components, p.size,
            static_cast<T*>(p.grad_log_weights));
+}
+
+// How many rows, or components, a block takes: few while there are not enough blocks for a GPU.
+// Doubles need twice the registers.
+template <class T, class F>
+void with_own(int64_t count, F f) {
+  if (sizeof(T) == 4 && count >= 2048)
+    f.template operator()<sizeof(T) == 4 ? 8 : 4>();
+  else if (count >= 256)
+    f.template operator()<4>();
+  else
+    f.template operator()<1>();
 }
 
 template <class T, bool kEach>
@@ -58,9 +70,14 @@ void run_pairs(Launcher& launch, Pairs& p, const Scratch& scratch) {
   p.constants = static_cast<double*>(scratch(p.components * int64_t(sizeof(double))));
   p.log_sums = static_cast<double*>(scratch(p.rows * int64_t(sizeof(double))));
   launch(pack_sides<T>, p.components + p.rows, p);
-  if (!p.grad || p.grad_z || !kEach) launch(pair_rows<T, kEach>, p.rows, p);
-  if (p.grad_mu || p.grad_s || p.grad_log_weights)
-    launch(pair_components<T, kEach>, p.components, p);
+  const auto rows = [&]<int kOwn>() {
+    launch(pair_rows<T, kEach, kOwn>, blocks_of(p.rows, kOwn), p);
+  };
+  const auto components = [&]<int kOwn>() {
+    launch(pair_components<T, kEach, kOwn>, blocks_of(p.components, kOwn), p);
+  };
+  if (!p.grad || p.grad_z || !kEach) with_own<T>(p.rows, rows);
+  if (p.grad_mu || p.grad_s || p.grad_log_weights) with_own<T>(p.components, components);
 }
 
 template <class T>
@@ -88,7 +105,7 @@ void run_colours_on_cuda(const char* op, int device, DType dtype, Colours colour
     else
       launch(colour_pixels<T, 1>, blocks, colours);
     if (!colours.grad)
-      launch(add_chunks<T>, (colours.rows + kBlockThreads - 1) / kBlockThreads, colours, values);
+      launch(add_chunks<T>, blocks_of(colours.rows, kBlockThreads), colours, values);
   };
   if (dtype == DType::float64)
     run(static_cast<double*>(value));

@@ -1,9 +1,10 @@
 // The CUDA loops over pairs of a row and a component (../pairs.h), but for marginals
-// (marginals.cuh): a block for each row, and one for each component.
+// (marginals.cuh): a block for some rows, and one for some components.
 //
 // The threads of a block first share out the other side, a partner each, for the densities; then
-// the dimensions, for the gradients, with the partners' weights in shared memory. Neighbouring
-// threads read neighbouring numbers both times, since all is there in both orders (Sides).
+// the dimensions, for the gradients, with the partners' weights in shared memory. What a thread
+// reads of a partner it uses for all of the block's own, of which there are the more, the more
+// blocks there are.
 #pragma once
 
 #include "../formulas/pairs.h"
@@ -19,32 +20,54 @@ __device__ inline Scale scale_of(const Pairs& pairs) {
   return settings;
 }
 
-// Rows or components: number d of number i is at [i * size + d] and, `across`, at [d * count + i].
+constexpr int64_t blocks_of(int64_t count, int64_t own) { return (count + own - 1) / own; }
+
+// Rows or components in tiles of a warp's number of them, which both the threads that take one each
+// and those that take several read as neighbours.
+template <class T>
+struct Tiles {
+  const T* data;
+  int64_t size;
+
+  __host__ __device__ static int64_t numbers(int64_t count, int64_t size) {
+    return (count + kWarp - 1) / kWarp * kWarp * size;
+  }
+  // The first number of i; the next dimension's is kWarp behind it.
+  __device__ const T* at(int64_t i) const { return data + (i / kWarp * size * kWarp + i % kWarp); }
+};
+
+// What is packed; number d of component k is at root[k * size + d] too.
 template <class T>
 struct Sides {
-  const T* z;
-  const T* mu;
-  T *z_across, *mu_across, *root, *root_across;
+  const T *z, *mu, *root;
+  Tiles<T> z_tiles, mu_tiles, root_tiles;
 
-  static int64_t numbers(const Pairs& p) { return (p.rows + 3 * p.components) * p.size; }
-  __host__ __device__ explicit Sides(const Pairs& p)
+  __host__ __device__ static int64_t tiles(const Pairs& p, int64_t count) {
+    return Tiles<T>::numbers(count, p.size);
+  }
+  static int64_t numbers(const Pairs& p) {
+    return tiles(p, p.rows) + 2 * tiles(p, p.components) + p.components * p.size;
+  }
+  __device__ explicit Sides(const Pairs& p)
       : z(static_cast<const T*>(p.z)),
         mu(static_cast<const T*>(p.mu)),
-        z_across(static_cast<T*>(p.packed)),
-        mu_across(z_across + p.rows * p.size),
-        root(mu_across + p.components * p.size),
-        root_across(root + p.components * p.size) {}
+        z_tiles{static_cast<const T*>(p.packed), p.size},
+        mu_tiles{z_tiles.data + tiles(p, p.rows), p.size},
+        root_tiles{mu_tiles.data + tiles(p, p.components), p.size} {
+    root = root_tiles.data + tiles(p, p.components);
+  }
 };
 
 // Blocks [0, components) are for these, with the constants of a mixture; the others for the rows.
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads, 2) pack_sides(const __grid_constant__ Pairs p) {
   const Sides<T> to(p);
+  const auto put = [](const T* place, T x) { *const_cast<T*>(place) = x; };
   const int64_t size = p.size;
   if (blockIdx.x >= p.components) {
     const int64_t b = blockIdx.x - p.components;
     for (int64_t d = threadIdx.x; d < size; d += kBlockThreads)
-      to.z_across[d * p.rows + b] = to.z[b * size + d];
+      put(to.z_tiles.at(b) + d * kWarp, to.z[b * size + d]);
     return;
   }
   const Scale scale = scale_of(p);
@@ -53,8 +76,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2) pack_sides(const __grid_cons
   for (int64_t d = threadIdx.x; d < size; d += kBlockThreads) {
     const T s = static_cast<const T*>(p.s)[k * size + d];
     const T root = precision_root(scale, s);
-    to.mu_across[d * p.components + k] = to.mu[k * size + d];
-    to.root[k * size + d] = to.root_across[d * p.components + k] = root;
+    put(to.mu_tiles.at(k) + d * kWarp, to.mu[k * size + d]);
+    put(to.root_tiles.at(k) + d * kWarp, root);
+    put(to.root + k * size + d, root);
     constant += log_constant(scale, s);
   }
   constant = group_sum(constant, kBlockThreads);
@@ -63,21 +87,45 @@ __global__ void __launch_bounds__(kBlockThreads, 2) pack_sides(const __grid_cons
   p.constants[k] = constant + p.log_other + (weights ? double(weights[k]) : 0);
 }
 
-// Summed in T for eight dimensions and in double beyond, as the CPU does.
-template <class T>
-__device__ double log_density(const Pairs& p, int64_t b, int64_t k, const T* z, int64_t z_step,
-                              const T* mu, const T* root, int64_t step) {
-  double total = 0;
-  for (int64_t d = 0; d < p.size; d += 8) {
-    T sum = 0;
-    const int64_t last = min(d + 8, p.size);
-    for (int64_t j = d; j < last; ++j)
-      sum = add_square(sum, z[j * z_step], mu[j * step], root[j * step]);
-    total += sum;
+// Of each of `kOwn` neighbours with one partner, the sum of all t^2: in T for eight dimensions, and
+// with twice the digits beyond.
+template <class T, int kOwn>
+struct Squares {
+  Total<T> total[kOwn];
+
+  // `step(sums, d)` adds that of dimension d to each.
+  template <class F>
+  __device__ Squares(int64_t size, F step) {
+    int64_t d = 0;
+    const auto chunk = [&](int count) {
+      T sum[kOwn] = {};
+#pragma unroll 4  // as many loads as there are registers for
+      for (int j = 0; j < count; ++j) step(sum, d + j);
+#pragma unroll
+      for (int o = 0; o < kOwn; ++o) total[o].add(sum[o]);
+      d += 8;
+    };
+    while (d + 8 <= size) chunk(8);
+    if (d < size) chunk(int(size - d));
   }
+};
+
+__device__ inline double log_of_pair(const Pairs& p, int64_t b, int64_t k, double squares) {
   const double own = b == k ? p.log_own - p.log_other : 0;
-  return log_density(total, p.constants[k]) + own;
+  return log_density(squares, p.constants[k]) + own;
 }
+
+// What a pair is of all that its row has, times the row's upstream gradient.
+template <class T>
+__device__ T weight_of_pair(double log, double log_sum, T upstream) {
+  return weight(at_least(T(0), T(halvings(log, log_sum)))) * upstream;
+}
+
+// A partner's number for each of the block's own: written and read as one.
+template <class T, int kOwn>
+struct alignas(kOwn * sizeof(T) < 16 ? kOwn * sizeof(T) : 16) Numbers {
+  T x[kOwn];
+};
 
 // The sums that threads have made of the same numbers, in the order of the threads.
 template <class T>
@@ -105,46 +153,77 @@ struct Share {
   __device__ int64_t dimension() const { return first + int(threadIdx.x) % width; }
 };
 
-// A row's value or values; backward the gradient of z, and what its weights are divided by.
-template <class T, bool kEach>
+// Rows' values; backward the gradients of z, and what the rows' weights are divided by.
+template <class T, bool kEach, int kOwn>
 __global__ void __launch_bounds__(kBlockThreads, 2) pair_rows(const __grid_constant__ Pairs p) {
-  __shared__ T weights[kBlockThreads];
+  __shared__ Numbers<T, kOwn> weights[kBlockThreads];
   const Sides<T> from(p);
-  const int64_t b = blockIdx.x, n = p.components, size = p.size;
+  const int64_t b0 = int64_t(blockIdx.x) * kOwn, n = p.components, size = p.size;
+  const int own = int(min(p.rows - b0, int64_t(kOwn)));
   const T* grad = static_cast<const T*>(p.grad);
-  const auto log_of = [&](int64_t k) {
-    return log_density(p, b, k, from.z + b * size, 1, from.mu_across + k, from.root_across + k, n);
+  const T* z_own = from.z_tiles.at(b0);
+  const auto squares_of = [&](int64_t k) {
+    const T *mu = from.mu_tiles.at(k), *root = from.root_tiles.at(k);
+    return Squares<T, kOwn>(size, [&](T(&sum)[kOwn], int64_t d) {
+      const T m = mu[d * kWarp], r = root[d * kWarp];
+      const auto z = *reinterpret_cast<const Numbers<T, kOwn>*>(z_own + d * kWarp);
+#pragma unroll
+      for (int o = 0; o < kOwn; ++o) sum[o] = add_square(sum[o], z.x[o], m, r);
+    });
   };
-  LogSum<double, T> sum;
-  T factor = 0;
-  if (!kEach || !grad)
+  __shared__ double log_sums[kOwn];
+  if (!kEach || !grad) {
+    LogSum<double, T> sum[kOwn];
     for (int64_t k = threadIdx.x; k < n; k += kBlockThreads) {
-      if (kEach)
-        static_cast<T*>(p.value)[b * n + k] = T(log_of(k));
-      else
-        sum.add(log_of(k));
+      const Squares<T, kOwn> squares = squares_of(k);
+#pragma unroll
+      for (int o = 0; o < kOwn; ++o) {
+        const double log = log_of_pair(p, b0 + o, k, squares.total[o].value());
+        if (!kEach)
+          sum[o].add(log);
+        else if (o < own)
+          static_cast<T*>(p.value)[(b0 + o) * n + k] = T(log);
+      }
     }
-  if constexpr (!kEach) {
-    sum.combine();
-    // Of no weight at all, nothing is a share.
-    if (threadIdx.x == 0 && grad)
-      p.log_sums[b] = sum.sum == 0 ? Constants<double>::infinity : sum.log_sum();
-    if (threadIdx.x == 0 && !grad) static_cast<T*>(p.value)[b] = T(sum.log_sum());
-    if (grad) factor = sum.sum == 0 ? T(0) : grad[b] / sum.sum;
+#pragma unroll
+    for (int o = 0; !kEach && o < kOwn; ++o) {
+      sum[o].combine(kBlockThreads);
+      if (threadIdx.x || o >= own) continue;
+      const double log_sum = sum[o].log_sum();
+      // Of no weight at all, nothing is a share.
+      log_sums[o] = sum[o].sum == 0 ? Constants<double>::infinity : log_sum;
+      if (grad)
+        p.log_sums[b0 + o] = log_sums[o];
+      else
+        static_cast<T*>(p.value)[b0 + o] = T(log_sum);
+    }
+    __syncthreads();
   }
   if (!p.grad_z) return;
   for (int64_t first = 0; first < size; first += kBlockThreads) {
     const Share share(first, size);
     const int64_t d = share.dimension();
-    const T z = from.z[b * size + d];
-    T gradient = 0;
+    T z[kOwn], gradient[kOwn] = {};
+#pragma unroll
+    for (int o = 0; o < kOwn; ++o) z[o] = from.z[(b0 + min(o, own - 1)) * size + d];
     for (int64_t k0 = 0; k0 < n; k0 += kBlockThreads) {
       const int64_t k = k0 + threadIdx.x;
-      T w = 0;
-      if (k < n)
-        w = kEach          ? grad[b * n + k]
-            : sum.sum == 0 ? T(0)
-                           : weight(T(halvings(log_of(k), sum.largest))) * factor;
+      Numbers<T, kOwn> w = {};
+      if (k < n) {
+        if constexpr (kEach) {
+#pragma unroll
+          for (int o = 0; o < kOwn; ++o)
+            if (o < own) w.x[o] = grad[(b0 + o) * n + k];
+        } else {
+          const Squares<T, kOwn> squares = squares_of(k);
+#pragma unroll
+          for (int o = 0; o < kOwn; ++o) {
+            if (o >= own) continue;
+            const double log = log_of_pair(p, b0 + o, k, squares.total[o].value());
+            w.x[o] = weight_of_pair(log, log_sums[o], grad[b0 + o]);
+          }
+        }
+      }
       __syncthreads();
       weights[threadIdx.x] = w;
       __syncthreads();
@@ -152,63 +231,99 @@ __global__ void __launch_bounds__(kBlockThreads, 2) pair_rows(const __grid_const
       if (share.part < share.parts)
         for (int i = share.part; i < count; i += share.parts) {
           const int64_t place = (k0 + i) * size + d;
-          gradient = add_gradient_of_z(gradient, weights[i], z, from.mu[place],
-                                       from.root[place] * from.root[place]);
+          const T mu = from.mu[place], root = from.root[place];
+#pragma unroll
+          for (int o = 0; o < kOwn; ++o)
+            gradient[o] = add_gradient_of_z(gradient[o], weights[i].x[o], z[o], mu, root * root);
         }
     }
-    gradient = sum_of_parts(gradient, share.width, share.parts);
-    if (int(threadIdx.x) < share.width) static_cast<T*>(p.grad_z)[b * size + d] = gradient;
+#pragma unroll
+    for (int o = 0; o < kOwn; ++o) {
+      gradient[o] = sum_of_parts(gradient[o], share.width, share.parts);
+      if (int(threadIdx.x) < share.width && o < own)
+        static_cast<T*>(p.grad_z)[(b0 + o) * size + d] = gradient[o];
+    }
   }
 }
 
-// A component's gradients.
-template <class T, bool kEach>
+// Components' gradients.
+template <class T, bool kEach, int kOwn>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     pair_components(const __grid_constant__ Pairs p) {
-  __shared__ T weights[kBlockThreads];
+  __shared__ Numbers<T, kOwn> weights[kBlockThreads];
   const Sides<T> from(p);
-  const int64_t k = blockIdx.x, size = p.size, n = p.components;
+  const int64_t k0 = int64_t(blockIdx.x) * kOwn, size = p.size, n = p.components;
+  const int own = int(min(n - k0, int64_t(kOwn)));
   const T* grad = static_cast<const T*>(p.grad);
+  const T *mu_own = from.mu_tiles.at(k0), *root_own = from.root_tiles.at(k0);
   for (int64_t first = 0; first < size; first += kBlockThreads) {
     const Share share(first, size);
     const int64_t d = share.dimension();
-    const T mu = from.mu[k * size + d];
-    double own_weights = 0, total[2] = {};
+    T mu[kOwn];
+#pragma unroll
+    for (int o = 0; o < kOwn; ++o) mu[o] = from.mu[(k0 + min(o, own - 1)) * size + d];
+    double own_weights[kOwn] = {}, total[kOwn][2] = {};
     for (int64_t b0 = 0; b0 < p.rows; b0 += kBlockThreads) {
       const int64_t b = b0 + threadIdx.x;
-      T w = 0;
+      Numbers<T, kOwn> w = {};
       if (b < p.rows) {
         if constexpr (kEach) {
-          w = grad[b * n + k];
+#pragma unroll
+          for (int o = 0; o < kOwn; ++o)
+            if (o < own) w.x[o] = grad[b * n + k0 + o];
         } else {
-          const double log = log_density(p, b, k, from.z_across + b, p.rows, from.mu + k * size,
-                                         from.root + k * size, 1);
-          w = weight(at_least(T(0), T(halvings(log, p.log_sums[b])))) * grad[b];
+          const T* z = from.z_tiles.at(b);
+          const Squares<T, kOwn> squares(size, [&](T(&sum)[kOwn], int64_t d) {
+            const T x = z[d * kWarp];
+            const auto m = *reinterpret_cast<const Numbers<T, kOwn>*>(mu_own + d * kWarp);
+            const auto r = *reinterpret_cast<const Numbers<T, kOwn>*>(root_own + d * kWarp);
+#pragma unroll
+            for (int o = 0; o < kOwn; ++o) sum[o] = add_square(sum[o], x, m.x[o], r.x[o]);
+          });
+          const double log_sum = p.log_sums[b];
+          const T upstream = grad[b];
+#pragma unroll
+          for (int o = 0; o < kOwn; ++o) {
+            if (o >= own) continue;
+            const double log = log_of_pair(p, b, k0 + o, squares.total[o].value());
+            w.x[o] = weight_of_pair(log, log_sum, upstream);
+          }
         }
       }
-      own_weights += w;
+#pragma unroll
+      for (int o = 0; o < kOwn; ++o) own_weights[o] += w.x[o];
       __syncthreads();
       weights[threadIdx.x] = w;
       __syncthreads();
       const int count = int(min(p.rows - b0, int64_t(kBlockThreads)));
-      ComponentSums<T> sums{0, 0};
+      ComponentSums<T> sums[kOwn] = {};
       if (share.part < share.parts)
-        for (int i = share.part; i < count; i += share.parts)
-          sums.add(weights[i], from.z[(b0 + i) * size + d], mu);
-      total[0] += sums.first;
-      total[1] += sums.second;
+        for (int i = share.part; i < count; i += share.parts) {
+          const T z = from.z[(b0 + i) * size + d];
+#pragma unroll
+          for (int o = 0; o < kOwn; ++o) sums[o].add(weights[i].x[o], z, mu[o]);
+        }
+#pragma unroll
+      for (int o = 0; o < kOwn; ++o) {
+        total[o][0] += sums[o].first;
+        total[o][1] += sums[o].second;
+      }
     }
-    const double all_weights = group_sum(own_weights, kBlockThreads);
-    for (double& sum : total) sum = sum_of_parts(sum, share.width, share.parts);
-    if (threadIdx.x == 0 && first == 0 && p.grad_log_weights)
-      static_cast<T*>(p.grad_log_weights)[k] = T(all_weights);
-    if (int(threadIdx.x) >= share.width) continue;
-    const int64_t place = k * size + d;
-    const double root = from.root[place], s = static_cast<const T*>(p.s)[place];
-    if (p.grad_mu) static_cast<T*>(p.grad_mu)[place] = T(gradient_of_mu(total[0], root));
-    if (p.grad_s)
-      static_cast<T*>(p.grad_s)[place] =
-          T(gradient_of_s(scale_of(p), s, total[1], all_weights, root));
+#pragma unroll
+    for (int o = 0; o < kOwn; ++o) {
+      const double all_weights = group_sum(own_weights[o], kBlockThreads);
+      for (double& sum : total[o]) sum = sum_of_parts(sum, share.width, share.parts);
+      if (o >= own) continue;
+      const int64_t k = k0 + o, place = k * size + d;
+      if (threadIdx.x == 0 && first == 0 && p.grad_log_weights)
+        static_cast<T*>(p.grad_log_weights)[k] = T(all_weights);
+      if (int(threadIdx.x) >= share.width) continue;
+      const double root = from.root[place], s = static_cast<const T*>(p.s)[place];
+      if (p.grad_mu) static_cast<T*>(p.grad_mu)[place] = T(gradient_of_mu(total[o][0], root));
+      if (p.grad_s)
+        static_cast<T*>(p.grad_s)[place] =
+            T(gradient_of_s(scale_of(p), s, total[o][1], all_weights, root));
+    }
   }
 }
 

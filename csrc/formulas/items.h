@@ -44,6 +44,12 @@ FASTVAE_INLINE V add_log_prob(V sum, V count, V l, double log_sum) {
   return fma(count, log_p_of(count, l, log_sum), sum);
 }
 
+// The same relative to something else than ln sum, which all terms are missing then.
+template <class V>
+FASTVAE_INLINE V add_relative(V sum, V count, V l, V shift) {
+  return sum + select(count == V(0), V(0), count * (l - shift));
+}
+
 // By l: x - n p times the upstream gradient, of which `own` is x times it and `all` -n times it.
 template <class V>
 FASTVAE_INLINE V gradient_of_logit(V l, double log_sum, V all, V own) {
