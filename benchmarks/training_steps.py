@@ -192,7 +192,7 @@ class HierarchicalVAE(nn.Module):
             h = F.adaptive_avg_pool2d(h, resolution)
             h = features[resolution] = h + block(h)
         h = self.top.expand(len(x), -1, -1, -1)
-        kl = torch.zeros(len(x))
+        kl = x.new_zeros(len(x))
         for level in self.levels:
             if h.shape[-1] != level.resolution:
                 h = F.interpolate(h, size=level.resolution)
@@ -261,10 +261,13 @@ MODELS = {
 # ---- Steps ---------------------------------------------------------------------------------------
 
 
-def build(make: Callable[[Any], tuple[nn.Module, Tensor]], ops: Any) -> tuple[nn.Module, Tensor]:
+def build(
+    make: Callable[[Any], tuple[nn.Module, Tensor]], ops: Any, device: str
+) -> tuple[nn.Module, Tensor]:
     """The same weights and data for any ops."""
     torch.manual_seed(0)
-    return make(ops)
+    model, x = make(ops)
+    return model.to(device), x.to(device)
 
 
 def step_of(model: nn.Module, x: Tensor) -> Callable[[], None]:
@@ -303,14 +306,9 @@ def ops_of(model: nn.Module, x: Tensor) -> Callable[[], None]:
     return run
 
 
-def synchronize() -> None:
-    if torch.get_default_device().type == "cuda":
-        torch.cuda.synchronize()
-
-
-def check(make: Callable[[Any], tuple[nn.Module, Tensor]]) -> None:
+def check(make: Callable[[Any], tuple[nn.Module, Tensor]], device: str) -> None:
     """Fused loss and gradients are the reference's, with the same noise; the eager loss is near."""
-    model, x = build(make, Fused())
+    model, x = build(make, Fused(), device)
     results = []
     for backend in ("native", "reference"):
         torch.manual_seed(1)
@@ -319,7 +317,7 @@ def check(make: Callable[[Any], tuple[nn.Module, Tensor]]) -> None:
             grads = torch.autograd.grad(loss, list(model.parameters()))
         results.append((loss.item(), torch.cat([g.flatten() for g in grads])))
     (loss, grads), (right, right_grads) = results
-    near = build(make, Eager())[0](x).item()  # with other noise
+    near = build(make, Eager(), device)[0](x).item()  # with other noise
     if abs(loss / right - 1) > 1e-5 or (grads - right_grads).norm() > 1e-3 * right_grads.norm():
         raise SystemExit(f"the fused step computes {loss}, or other gradients; want {right}")
     if abs(near / right - 1) > 0.05:
@@ -327,9 +325,13 @@ def check(make: Callable[[Any], tuple[nn.Module, Tensor]]) -> None:
 
 
 def rounds(
-    programs: dict[str, Callable[[], None]], count: int, lap: float
+    programs: dict[str, Callable[[], None]], count: int, lap: float, device: str
 ) -> dict[str, list[float]]:
     """Seconds of a call, by program, in turns."""
+
+    def synchronize() -> None:
+        if device != "cpu":
+            torch.accelerator.synchronize()
 
     def seconds(run: Callable[[], None], calls: int) -> float:
         synchronize()
@@ -352,23 +354,22 @@ def rounds(
 
 def measure(name: str, arguments: argparse.Namespace) -> None:
     make = MODELS[name]
-    check(make)
+    check(make, arguments.device)
     steps, ops, compiling = {}, {}, {}
     for kind, implementation in (("fused", Fused()), ("eager", Eager())):
-        model, x = build(make, implementation)
+        model, x = build(make, implementation, arguments.device)
         ops[kind] = ops_of(model, x)
         steps[kind] = step_of(model, x)
         if arguments.compile:
-            model, x = build(make, implementation)
+            model, x = build(make, implementation, arguments.device)
             for module in model.networks() if kind == "fused" else model.regions():
                 module.compile(dynamic=False, fullgraph=True)
             steps[f"{kind}, compiled"] = step = step_of(model, x)
             start = time.perf_counter()
             step()
             compiling[f"{kind}, compiled"] = time.perf_counter() - start
-    found = rounds(
-        {**steps, **{f"{kind} ops": run for kind, run in ops.items()}}, arguments.rounds, 0.1
-    )
+    programs = {**steps, **{f"{kind} ops": run for kind, run in ops.items()}}
+    found = rounds(programs, arguments.rounds, 0.1, arguments.device)
 
     def ratio(a: str, b: str, form: str = "{:.2f} ({:.2f}–{:.2f})") -> str:
         spread = Spread.of([x / y for x, y in zip(found[a], found[b], strict=True)])
@@ -405,7 +406,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The networks of a model are one class, of many shapes; and no workers that compute meanwhile.
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.compile_threads = 1
-    torch.set_default_device(arguments.device)
     with machine.use_threads(arguments.threads):
         for name in arguments.models:
             measure(name, arguments)

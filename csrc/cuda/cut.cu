@@ -52,6 +52,8 @@ Cut cut_rows(const Plan& plan, bool sums, int width, int at_once) {
   cut.segments = Divisor(segments);
   cut.units_per_row = Divisor(runs * segments);
   cut.units = rows * runs * segments;
+  if (plan.pieces_per_row == 1)
+    cut.kind = segments == 1 ? Units::pieces : rows == 1 ? Units::segments : Units::any;
   cut.parts = int(sums ? runs * segments : 1);
   if (cut.parts > 1) {
     cut.partial_sums = cut.units;

@@ -72,9 +72,17 @@ struct Divisor {
   }
 };
 
+// What is known of all units, so that nothing is to be divided where a thread begins.
+enum class Units : int {
+  any,
+  pieces,   // each is one piece
+  segments  // each is a segment of the only piece
+};
+
 struct Cut {
   bool wide = false;       // accesses have `kWidth` elements, else one
   bool one_scale = false;  // wide: the input `scale_input` has one value for a piece
+  Units kind = Units::any;
   int64_t units = 1;
   int64_t pieces_per_unit = 1;
   int64_t segment_size = 1;  // in elements; the last of a piece may be shorter

@@ -36,6 +36,7 @@ struct Variant {
   // Values that are weighted go one by one (can_be_wide).
   static constexpr bool kWeighted = N == 1 && (kStep.value || kStep.row_grad);
 
+  using Place = Piece<Op, T, (N > 1)>;
   using Single = Variant<Op, T, kSums, 1, false, false, false>;
 
   __device__ static Settings settings(const Plan& plan) {
@@ -73,7 +74,8 @@ struct Shared {
   Bounded<A> scale{0, 1};
   A row_grad = 0;
 
-  __device__ Shared(const Plan& plan, const Piece<typename V::Op, typename V::T>& piece) {
+  template <class Place>
+  __device__ Shared(const Plan& plan, const Place& piece) {
     if constexpr (V::kScale > 0) {
       const Input& from = plan.input[V::kScale];
       scale.s = from.data ? A(widen(*piece.input[V::kScale])) : A(from.constant);
@@ -96,7 +98,8 @@ struct Access {
   Packet<T, N> in[I], out[O];
   A terms[O][N], value[N];
 
-  __device__ void load(const Plan& plan, const Piece<typename V::Op, T>& piece, int start) {
+  template <class Place>
+  __device__ void load(const Plan& plan, const Place& piece, int start) {
 #pragma unroll
     for (int k = 0; k < I; ++k) {
       if (k == V::kScale) continue;
@@ -107,8 +110,9 @@ struct Access {
     }
   }
 
-  __device__ void compute(const Plan& plan, const Piece<typename V::Op, T>& piece,
-                          const Shared<V>& shared, int start) {
+  template <class Place>
+  __device__ void compute(const Plan& plan, const Place& piece, const Shared<V>& shared,
+                          int start) {
     float eps[N] = {};
     if constexpr (V::kStep.noise) draw(plan.noise, piece.noise, start, eps);
     Packet<A, N> grad = {};
@@ -153,7 +157,8 @@ struct Access {
     }
   }
 
-  __device__ void store(const Plan& plan, const Piece<typename V::Op, T>& piece, int start) const {
+  template <class Place>
+  __device__ void store(const Plan& plan, const Place& piece, int start) const {
 #pragma unroll
     for (int k = 0; k < V::kStep.outputs; ++k)
       if (plan.output[k].mode == Mode::full) out[k].store(piece.output[k] + start);
@@ -167,9 +172,9 @@ struct Access {
 };
 
 // Calls `add` with accesses thread, thread + threads ... of `count` that begin at element `from`.
-template <class V, class F>
-__device__ void make_accesses(const Plan& plan, const Piece<typename V::Op, typename V::T>& piece,
-                              int from, int count, int thread, int threads, F add) {
+template <class V, class Place, class F>
+__device__ void make_accesses(const Plan& plan, const Place& piece, int from, int count, int thread,
+                              int threads, F add) {
   const Shared<V> shared(plan, piece);
   for (int a = thread; a < count; a += V::K * threads) {
     Access<V> access[V::K];
@@ -211,7 +216,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
   const int length = int(unit.last - unit.first), accesses = length / V::N, rest = length % V::N;
   int64_t p = unit.first_piece + (worker.thread >> cut.piece_bits);
   for (; worker.active && p < unit.last_piece; p += worker.threads >> cut.piece_bits) {
-    const Piece<Op, T> piece(plan, cut, p, unit.first);
+    const typename V::Place piece(plan, cut, p, unit.first);
     make_accesses<V>(plan, piece, 0, accesses, thread, threads, add);
     if constexpr (V::kHasRest)
       make_accesses<Rest<V>>(plan, piece, length - rest, rest, thread, threads, add);
@@ -225,7 +230,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
       if constexpr (V::kStep.value)
         static_cast<A*>(plan.unit_sums)[unit.row] = A(x);
       else
-        narrow(A(x), *Piece<Op, T>(plan, cut, unit.row * plan.pieces_per_row, 0).output[k]);
+        narrow(A(x), *typename V::Place(plan, cut, unit.row * plan.pieces_per_row, 0).output[k]);
     };
 #pragma unroll
     for (int k = 0; k < S; ++k) {
@@ -271,7 +276,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
 #pragma unroll
         for (int j = 0; j < K; ++j)
           if (j == 0 || p + j < unit.last_piece)
-            f(access[j], Piece<Op, T>(plan, cut, p + j, unit.first));
+            f(access[j], typename V::Place(plan, cut, p + j, unit.first));
       };
       each([&](Access<W>& access, const auto& piece) { access.load(plan, piece, start); });
       each([&](Access<W>& access, const auto& piece) {
@@ -283,7 +288,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
           for (int e = 0; e < W::N; ++e) sum[k][e] += access.terms[k][e];
       });
     }
-    const Piece<Op, T> result(plan, cut, unit.first_piece, unit.first);
+    const typename V::Place result(plan, cut, unit.first_piece, unit.first);
 #pragma unroll
     for (int k = 0; k < W::O; ++k) {
       if (plan.output[k].mode != Mode::reduced) continue;
@@ -305,7 +310,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
   if (cut.parts == 1) return;
   unsigned* counter = cut.counter + unit.row * cut.segments.divisor + unit.segment;
   if (!last_to_come(counter, cut.parts, worker)) return;
-  const Piece<Op, T> result(plan, cut, unit.first_piece, unit.first);
+  const typename V::Place result(plan, cut, unit.first_piece, unit.first);
 #pragma unroll
   for (int k = 0; k < V::O; ++k) {
     if (plan.output[k].mode != Mode::reduced) continue;

@@ -139,6 +139,8 @@ __device__ T sum_of_parts(T x, int width, int parts) {
   return sum;
 }
 
+constexpr int kInFlight = 8;  // partners whose numbers are loaded at once
+
 // Dimensions [first, first + width) are shared out: each to as many threads as there are for it,
 // its `parts`, which share out the partners.
 struct Share {
@@ -228,13 +230,14 @@ __global__ void __launch_bounds__(kBlockThreads, 2) pair_rows(const __grid_const
       weights[threadIdx.x] = w;
       __syncthreads();
       const int count = int(min(n - k0, int64_t(kBlockThreads)));
+      const T *mu = from.mu + k0 * size + d, *root = from.root + k0 * size + d;
       if (share.part < share.parts)
+#pragma unroll kInFlight
         for (int i = share.part; i < count; i += share.parts) {
-          const int64_t place = (k0 + i) * size + d;
-          const T mu = from.mu[place], root = from.root[place];
+          const T m = mu[i * size], r = root[i * size];
 #pragma unroll
           for (int o = 0; o < kOwn; ++o)
-            gradient[o] = add_gradient_of_z(gradient[o], weights[i].x[o], z[o], mu, root * root);
+            gradient[o] = add_gradient_of_z(gradient[o], weights[i].x[o], z[o], m, r * r);
         }
     }
 #pragma unroll
@@ -297,9 +300,11 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       __syncthreads();
       const int count = int(min(p.rows - b0, int64_t(kBlockThreads)));
       ComponentSums<T> sums[kOwn] = {};
+      const T* z_of_rows = from.z + b0 * size + d;
       if (share.part < share.parts)
+#pragma unroll kInFlight
         for (int i = share.part; i < count; i += share.parts) {
-          const T z = from.z[(b0 + i) * size + d];
+          const T z = z_of_rows[i * size];
 #pragma unroll
           for (int o = 0; o < kOwn; ++o) sums[o].add(weights[i].x[o], z, mu[o]);
         }

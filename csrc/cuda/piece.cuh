@@ -28,20 +28,29 @@ struct Unit {
   int64_t first, last;              // elements of each of these pieces
 
   __device__ Unit(const Plan& plan, const Cut& cut, int64_t unit) {
-    row = cut.units_per_row.divide(unit);
-    run = cut.segments.divide(unit);
-    segment = unit;
-    first_piece = run * cut.pieces_per_unit;
-    last_piece = min(first_piece + cut.pieces_per_unit, plan.pieces_per_row);
-    first_piece += row * plan.pieces_per_row;
-    last_piece += row * plan.pieces_per_row;
+    if (cut.kind == Units::any) {
+      row = cut.units_per_row.divide(unit);
+      run = cut.segments.divide(unit);
+      segment = unit;
+      first_piece = run * cut.pieces_per_unit;
+      last_piece = min(first_piece + cut.pieces_per_unit, plan.pieces_per_row);
+      first_piece += row * plan.pieces_per_row;
+      last_piece += row * plan.pieces_per_row;
+    } else {
+      row = cut.kind == Units::pieces ? unit : 0;
+      segment = cut.kind == Units::pieces ? 0 : unit;
+      run = 0;
+      first_piece = row;
+      last_piece = row + 1;
+    }
     first = segment * cut.segment_size;
     last = min(first + cut.segment_size, plan.inner);
   }
 };
 
-// The part of a piece that lies in a unit: where the operands of its first element are.
-template <class Op, class T>
+// The part of a piece that lies in a unit: where the operands of its first element are. In wide
+// kernels neighbours are neighbours in memory, but for a scale that all have in common.
+template <class Op, class T, bool kWide>
 struct Piece {
   using A = Accumulate<T>;
   static constexpr Step kStep = Op::step;
@@ -58,7 +67,8 @@ struct Piece {
     int64_t in[I], out[O], grad = first * plan.row_grad.layout.inner;
     int64_t number = first * plan.value.layout.inner, w = first * plan.weight.layout.inner;
 #pragma unroll
-    for (int k = 0; k < I; ++k) in[k] = first * plan.input[k].layout.inner;
+    for (int k = 0; k < I; ++k)
+      in[k] = kWide && k != kStep.scale_input ? first : first * plan.input[k].layout.inner;
 #pragma unroll
     for (int k = 0; k < O; ++k) out[k] = first * plan.output[k].layout.inner;
     noise.row = first * plan.noise.row.inner;
