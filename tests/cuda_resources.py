@@ -106,19 +106,6 @@ class Kernel:
         return min(8, REGISTERS // (BLOCK_THREADS // 32 * -(-self.registers * 32 // 256) * 256))
 
     @property
-    def planned_blocks(self) -> int:
-        """As Variant::kBlocksAtOnce in csrc/cuda/loops.cuh."""
-        inputs, outputs, value, _, huge = STEPS[self.step]
-        operands = inputs + outputs + (value and self.sums == "none") + (self.sums == "columns")
-        size = SIZES[self.dtype]
-        slow = STEPS[self.step].slow or (self.bounded and size == 2)
-        small = operands <= 3 and size < 8 and not slow
-        all_at_once = value and self.sums == "none" and outputs > 1
-        many = size == 2 and (operands > 8 or all_at_once)
-        many = many or (huge and (size != 4 or all_at_once)) or (size == 8 and operands >= 8)
-        return 1 if many else 3 if small else 2
-
-    @property
     def in_memory(self) -> int:
         """Inputs. Rsample::Backward has no use for mu."""
         return STEPS[self.step].inputs - self.one_scale - (self.step == "Rsample::Backward")
@@ -135,8 +122,6 @@ class Kernel:
         code = "\n".join(self.instructions)
         if self.local_bytes or re.search(r"\b(LDL|STL)\b", code):
             found.append(f"spills registers or has local memory: {self.local_bytes} bytes")
-        if self.blocks < self.planned_blocks:
-            found.append(f"{self.blocks} blocks at once, {self.planned_blocks} are planned")
         if self.wide:
             if not self.main_loop:
                 found.append("has no loop of 128-bit accesses")
@@ -150,7 +135,8 @@ class Kernel:
     def accesses(self) -> int:
         """Of a thread in one turn of the main loop: accesses_in_flight() in csrc/cuda/cut.h."""
         step = STEPS[self.step]
-        return 1 if step.slow or self.step.startswith("Rsample") or step.inputs > 3 else 2
+        slow = step.slow or self.step.startswith("Rsample") or (step.value and self.width > 4)
+        return 1 if slow or step.inputs > 3 else 2
 
     @property
     def elements(self) -> int:
@@ -330,8 +316,8 @@ def table(found: list[Kernel]) -> str:
 
 def markdown(found: list[Kernel]) -> str:
     lines = [
-        "| kernel | type | sums | registers | warps | slots | bytes | predicted | measured |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| kernel | type | sums | registers | warps | slots | bytes | predicted |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for k in found:
         if not k.wide or not k.logarithmic or k.bounded or k.dtype in ("double", "__half"):
@@ -340,7 +326,7 @@ def markdown(found: list[Kernel]) -> str:
         lines.append(
             f"| {step} | {TYPES[k.dtype]} | {k.sums} | {k.registers} "
             f"| {k.blocks * BLOCK_THREADS // 32} | {k.slots_per_element:.0f} "
-            f"| {k.bytes_per_element} | {k.predicted:.0%} | |"
+            f"| {k.bytes_per_element} | {k.predicted:.0%} |"
         )
     return "\n".join(lines)
 

@@ -74,7 +74,6 @@ def test_the_usual_way_through_a_loop() -> None:
     [
         ({"local_bytes": 8}, "spills"),
         ({"instructions": ["STL [R1], R2", "EXIT"]}, "spills"),
-        ({"registers": 168}, "1 blocks at once, 2 are planned"),
         ({"width": 4, "instructions": ["LDG.E R4, [R4]", "EXIT"], "labels": {}}, "no loop of 128"),
     ],
     ids=str,

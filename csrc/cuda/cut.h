@@ -22,10 +22,11 @@ constexpr int width_of(int size) { return size == 2 ? 8 : size == 4 ? 4 : 1; }
 template <class T>
 constexpr int kWidth = width_of(sizeof(T));
 
-// Accesses of a thread whose loads are under way at once. Noise, and what else is slow, takes so
-// long that other warps' loads fill the time, and many inputs are many loads.
-constexpr int accesses_in_flight(const Step& step) {
-  return step.noise || step.slow || step.inputs > 3 ? 1 : 2;
+// Accesses, of `width` elements, of a thread whose loads are under way at once. Noise, and what
+// else is slow, takes so long that other warps' loads fill the time, many inputs are many loads,
+// and eight elements are enough.
+constexpr int accesses_in_flight(const Step& step, int width) {
+  return step.noise || step.slow || step.inputs > 3 || width > 4 ? 1 : 2;
 }
 
 // What becomes of the terms of sums: values of a step, gradients of broadcast operands.

@@ -28,7 +28,7 @@ struct Variant {
   static constexpr Step kStep = Op::step;
   static constexpr Sums kSums = kSums_;
   static constexpr int N = N_, I = kStep.inputs, O = kStep.outputs > 0 ? kStep.outputs : 1;
-  static constexpr int K = accesses_in_flight(kStep);
+  static constexpr int K = accesses_in_flight(kStep, N);
   static constexpr int kScale = kOneScale_ ? kStep.scale_input : -1;  // which input that is
 
   static constexpr int kBounded = kBounded_ || N == 1 ? kStep.bounded_input : 0;  // or no bound
@@ -54,9 +54,14 @@ struct Variant {
   static constexpr bool kOneAtOnce = (sizeof(T) == 2 && (kOperands > 8 || kAllAtOnce)) ||
                                      (kStep.huge && (sizeof(T) != 4 || kAllAtOnce)) ||
                                      (sizeof(T) == 8 && kOperands >= 8);
-  static constexpr int kBlocksAtOnce = kOneAtOnce                                  ? 1
-                                       : kOperands <= 3 && sizeof(T) < 8 && !kSlow ? 3
-                                                                                   : 2;
+  // Gradients of elements, which are loads, stores and little else.
+  static constexpr bool kMap = N > 1 && sizeof(T) == 4 && kSums == Sums::none && !kStep.noise &&
+                               !kStep.value;
+  static constexpr int kBlocksAtOnce = kOneAtOnce                ? 1
+                                       : sizeof(T) == 8 || kSlow ? 2
+                                       : kOperands <= 2 && N > 1 ? 4
+                                       : kOperands <= 3 || kMap  ? 3
+                                                                 : 2;
   // Elements after the last wide access go one by one.
   static constexpr bool kHasRest = N > 1 && !kStep.noise;
 };
