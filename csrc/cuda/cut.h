@@ -23,10 +23,11 @@ template <class T>
 constexpr int kWidth = width_of(sizeof(T));
 
 // Accesses, of `width` elements, of a thread whose loads are under way at once. Noise, and what
-// else is slow, takes so long that other warps' loads fill the time, many inputs are many loads,
-// and eight elements are enough.
+// else is slow, takes so long that other warps' loads fill the time; so do eight values; and many
+// inputs are many loads.
 constexpr int accesses_in_flight(const Step& step, int width) {
-  return step.noise || step.slow || step.inputs > 3 || width > 4 ? 1 : 2;
+  const bool slow = step.noise || step.slow || (step.value && width > 4);
+  return slow || step.inputs > 3 ? 1 : 2;
 }
 
 // What becomes of the terms of sums: values of a step, gradients of broadcast operands.
