@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -56,12 +56,16 @@ def tables(folder: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, F
     """The output of each table that is wanted."""
     wanted = [i.callspec.params["name"] for i in request.session.items if "test_table[" in i.name]
     # All layouts and types are in the table of bits, where elements are held to the CPU's; sums of
-    # float16 are cut as those of bfloat16.
+    # float16 are cut as those of bfloat16, and those of float64, but for their type, as the single
+    # elements of float32.
     left_out = ("layouts", "gradients_of_every_width", "torch.float16")
-    command = (*PYTEST, "-k", " and ".join(f"not {word}" for word in left_out))
-    with at_once(
-        {n: partial(run, folder, *command, HERE / f"test_{n}.py") for n in wanted}
-    ) as jobs:
+
+    def table(name: str) -> Callable[[], str]:
+        twins = ("torch.float64",) if name in ("gradients", "weights") else ()
+        words = " and ".join(f"not {word}" for word in (*left_out, *twins))
+        return partial(run, folder, *PYTEST, "-k", words, HERE / f"test_{name}.py")
+
+    with at_once({name: table(name) for name in wanted}) as jobs:
         yield jobs
 
 
