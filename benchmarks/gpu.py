@@ -35,7 +35,10 @@ from fastvae.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("tests", "sanitizer", "kernels", "bench", "steps")
-SANITIZED = ("tests/test_values.py", "tests/test_cuda.py", "-k", "long_rows or several_streams")
+SANITIZED = (
+    *(f"tests/test_{name}.py" for name in ("values", "cuda", "mixtures", "items", "colours")),
+    *("-k", "long_rows or several_streams or values_and_gradients and float32"),
+)
 # 256 MiB a tensor; and rows so few and so short that blocks would be idle.
 ELEMENTS = 1 << 26
 CASES = [
