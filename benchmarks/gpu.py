@@ -249,7 +249,7 @@ def measure(case: Case, rounds: int, names: Sequence[str]) -> dict[str, Any]:
             times[name].append(seconds(replay, repeats[name]) / count)
     for name, values in times.items():
         program = programs[name]
-        call = {"forward": program.forward}.get(case.direction, program.both)
+        call = program.forward if case.direction == "forward" else program.both
         # After all replays: the profiler may leave graphs that were captured before it unusable.
         entry["programs"][name] = {
             "kernels": kernels_of(lambda call=call: call(0)),

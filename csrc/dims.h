@@ -78,7 +78,7 @@ class InlineVector {
 
 using Dims = InlineVector<int64_t, 64>;  // PyTorch itself serves no more dimensions
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline Dims contiguous_strides(const Dims& sizes) {
   Dims strides(sizes.size());

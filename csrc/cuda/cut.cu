@@ -126,9 +126,10 @@ void cut(Pass& pass, const Step& step, DType dtype) {
                     has_wide_kernel(step, pass.sums, plan.settings.scale.logarithmic, one_scale,
                                     plan.settings.scale.bounding != Bounding::none) &&
                     can_be_wide(plan, step, width, size, one_scale ? step.scale_input : -1);
-  pass.cut = pass.sums == Sums::columns ? cut_columns(plan, wide ? width : 1)
-                                        : cut_rows(plan, pass.sums == Sums::rows, wide ? width : 1,
-                                                   accesses_in_flight(step, wide ? width : 1));
+  const int n = wide ? width : 1;
+  pass.cut = pass.sums == Sums::columns
+                 ? cut_columns(plan, n)
+                 : cut_rows(plan, pass.sums == Sums::rows, n, accesses_in_flight(step, n));
   pass.cut.wide = wide;
   pass.cut.one_scale = one_scale;
   for (int d = 0; d < plan.dims; ++d) pass.cut.size[d] = Divisor(plan.size[d]);

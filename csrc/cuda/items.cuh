@@ -12,8 +12,12 @@
 
 namespace fastvae {
 
-// What a thread, and then a block, knows of a row: the sum of exponentials, how many items were
-// chosen, and what these are worth relative to the largest.
+struct RowOfItems {
+  double log_sum, count, value;  // ln of the sum of exponentials; how many items were chosen
+};
+
+// What a thread knows of a row: the sum of exponentials, how many items were chosen, and what these
+// are worth relative to the largest.
 template <class A>
 struct ItemSums {
   LogSum<A, A> exponentials;
@@ -27,7 +31,7 @@ struct ItemSums {
     if (largest > exponentials.largest) {
       if (exponentials.sum != 0) {
         exponentials.sum *= exponentials.scale_to(largest);
-        worth.add(A(count.value()) * (exponentials.largest - largest));
+        worth.add(add_relative(A(0), A(count.value()), exponentials.largest, largest));
       }
       exponentials.largest = largest;
     }
@@ -35,7 +39,7 @@ struct ItemSums {
     A sum = 0, counts = 0, worths = 0;
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      sum += weight(halvings(l[e], largest));
+      sum += exponentials.relative(l[e], largest);
       counts += x[e];
       worths = add_relative(worths, x[e], l[e], largest);
     }
@@ -44,17 +48,17 @@ struct ItemSums {
     worth.add(worths);
   }
 
-  // Of the whole block: ln of the sum of exponentials, and how many items were chosen.
-  __device__ double combine(double& all) {
-    const A own = shift_of(exponentials.largest);
+  // Of the whole block.
+  __device__ RowOfItems combine() {
+    const double own = shift_of(exponentials.largest);
     exponentials.combine(kBlockThreads);
-    all = group_sum(count.value(), kBlockThreads);
-    const double moved = double(own) - double(shift_of(exponentials.largest));
-    value = group_sum(worth.value() + count.value() * moved, kBlockThreads) -
-            all * log(double(exponentials.sum));
-    return exponentials.log_sum();
+    const double all = shift_of(exponentials.largest);
+    const double counts = group_sum(count.value(), kBlockThreads);
+    const double worths =
+        group_sum(add_relative(worth.value(), count.value(), own, all), kBlockThreads);
+    return {exponentials.log_sum(), counts,
+            value_of_relative(worths, counts, double(exponentials.sum))};
   }
-  double value;
 };
 
 template <class S>
@@ -94,19 +98,19 @@ __global__ void __launch_bounds__(kBlockThreads, 2) item_rows(const __grid_const
     read(x, start, count);
     sums.add(l, count);
   });
-  double count;
-  const double log_sum = sums.combine(count);
+  const RowOfItems of_row = sums.combine();
+  const double log_sum = of_row.log_sum;
   const int64_t chosen = x ? 0 : items.chosen[row];
   const bool exists = x || (chosen >= 0 && chosen < n);
   if (!items.grad) {
     if (threadIdx.x) return;
-    double value = sums.value;
+    double value = of_row.value;
     if (!x) value = exists ? log_p(double(widen(logits[chosen])), log_sum) : Constants<double>::nan;
     static_cast<A*>(items.value)[row] = A(value);
     return;
   }
   const A grad = exists ? static_cast<const A*>(items.grad)[row] : A(Constants<A>::nan);
-  const A all = A(-double(grad) * (x ? count : 1));
+  const A all = A(-double(grad) * (x ? of_row.count : 1));
   each_access([&]<int N>(int64_t start) {
     A l[N], counts[N];
     read(logits, start, l);

@@ -36,7 +36,7 @@ void run_marginals(Launcher& launch, Pairs& p, const Scratch& scratch) {
   p.constants = static_cast<double*>(scratch(p.size * int64_t(sizeof(double))));
   p.log_sums =
       static_cast<double*>(scratch(p.size * (p.rows + p.components) * int64_t(sizeof(double))));
-  const auto blocks = [](int64_t n) { return blocks_of(n, kBlockThreads); };
+  const auto blocks = [](int64_t n) { return ceil_div(n, kBlockThreads); };
   launch(pack_marginals<T>, p.size, p);
   launch(marginal_rows<T>, MarginalUnit<T>::blocks(p.rows, p.size), p);
   if (!p.grad) {
@@ -71,10 +71,10 @@ void run_pairs(Launcher& launch, Pairs& p, const Scratch& scratch) {
   p.log_sums = static_cast<double*>(scratch(p.rows * int64_t(sizeof(double))));
   launch(pack_sides<T>, p.components + p.rows, p);
   const auto rows = [&]<int kOwn>() {
-    launch(pair_rows<T, kEach, kOwn>, blocks_of(p.rows, kOwn), p);
+    launch(pair_rows<T, kEach, kOwn>, ceil_div(p.rows, kOwn), p);
   };
   const auto components = [&]<int kOwn>() {
-    launch(pair_components<T, kEach, kOwn>, blocks_of(p.components, kOwn), p);
+    launch(pair_components<T, kEach, kOwn>, ceil_div(p.components, kOwn), p);
   };
   if (!p.grad || p.grad_z || !kEach) with_own<T>(p.rows, rows);
   if (p.grad_mu || p.grad_s || p.grad_log_weights) with_own<T>(p.components, components);
@@ -105,7 +105,7 @@ void run_colours_on_cuda(const char* op, int device, DType dtype, Colours colour
     else
       launch(colour_pixels<T, 1>, blocks, colours);
     if (!colours.grad)
-      launch(add_chunks<T>, blocks_of(colours.rows, kBlockThreads), colours, values);
+      launch(add_chunks<T>, ceil_div(colours.rows, kBlockThreads), colours, values);
   };
   if (dtype == DType::float64)
     run(static_cast<double*>(value));

@@ -69,9 +69,9 @@ struct MarginalUnit {
   int lane;
 
   static constexpr int64_t kOfBlock = kWarps * kMarginalOwn<T>;
-  static int64_t blocks(int64_t count, int64_t size) { return blocks_of(count, kOfBlock) * size; }
+  static int64_t blocks(int64_t count, int64_t size) { return ceil_div(count, kOfBlock) * size; }
   __device__ explicit MarginalUnit(int64_t count) {
-    const int64_t blocks = blocks_of(count, kOfBlock);
+    const int64_t blocks = ceil_div(count, kOfBlock);
     d = blockIdx.x / blocks;
     first = blockIdx.x % blocks * kOfBlock + threadIdx.x / kWarp * kMarginalOwn<T>;
     last = min(first + kMarginalOwn<T>, count);
@@ -84,8 +84,7 @@ __device__ double far_log(const Pairs& p, double z, int64_t b, int64_t k, int64_
   const Scale scale = scale_of(p);
   const double mu = static_cast<const T*>(p.mu)[k * p.size + d];
   const double s = static_cast<const T*>(p.s)[k * p.size + d];
-  const double own = b == k ? p.log_own - p.log_other : 0;
-  return far_log_density(scale, z, mu, s) + log_weight_of<T>(p, k) + own;
+  return far_log_density(scale, z, mu, s) + log_weight_of<T>(p, k) + own_log(p, b, k);
 }
 
 // The logarithms of rows' sums, backward the gradients of z too. A warp's threads share out the

@@ -7,6 +7,7 @@
 // blocks there are.
 #pragma once
 
+#include "../dims.h"
 #include "../formulas/pairs.h"
 #include "../pairs.h"
 #include "kernels.h"
@@ -20,26 +21,29 @@ __device__ inline Scale scale_of(const Pairs& pairs) {
   return settings;
 }
 
-constexpr int64_t blocks_of(int64_t count, int64_t own) { return (count + own - 1) / own; }
+__device__ inline double own_log(const Pairs& p, int64_t b, int64_t k) {
+  return b == k ? p.log_own - p.log_other : 0;
+}
 
 // Rows or components in tiles of a warp's number of them, which both the threads that take one each
 // and those that take several read as neighbours.
 template <class T>
 struct Tiles {
-  const T* data;
+  T* data;
   int64_t size;
 
   __host__ __device__ static int64_t numbers(int64_t count, int64_t size) {
-    return (count + kWarp - 1) / kWarp * kWarp * size;
+    return ceil_div(count, kWarp) * kWarp * size;
   }
   // The first number of i; the next dimension's is kWarp behind it.
-  __device__ const T* at(int64_t i) const { return data + (i / kWarp * size * kWarp + i % kWarp); }
+  __device__ T* at(int64_t i) const { return data + (i / kWarp * size * kWarp + i % kWarp); }
 };
 
 // What is packed; number d of component k is at root[k * size + d] too.
 template <class T>
 struct Sides {
-  const T *z, *mu, *root;
+  const T *z, *mu;
+  T* root;
   Tiles<T> z_tiles, mu_tiles, root_tiles;
 
   __host__ __device__ static int64_t tiles(const Pairs& p, int64_t count) {
@@ -51,7 +55,7 @@ struct Sides {
   __device__ explicit Sides(const Pairs& p)
       : z(static_cast<const T*>(p.z)),
         mu(static_cast<const T*>(p.mu)),
-        z_tiles{static_cast<const T*>(p.packed), p.size},
+        z_tiles{static_cast<T*>(p.packed), p.size},
         mu_tiles{z_tiles.data + tiles(p, p.rows), p.size},
         root_tiles{mu_tiles.data + tiles(p, p.components), p.size} {
     root = root_tiles.data + tiles(p, p.components);
@@ -62,12 +66,11 @@ struct Sides {
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads, 2) pack_sides(const __grid_constant__ Pairs p) {
   const Sides<T> to(p);
-  const auto put = [](const T* place, T x) { *const_cast<T*>(place) = x; };
   const int64_t size = p.size;
   if (blockIdx.x >= p.components) {
     const int64_t b = blockIdx.x - p.components;
     for (int64_t d = threadIdx.x; d < size; d += kBlockThreads)
-      put(to.z_tiles.at(b) + d * kWarp, to.z[b * size + d]);
+      to.z_tiles.at(b)[d * kWarp] = to.z[b * size + d];
     return;
   }
   const Scale scale = scale_of(p);
@@ -76,9 +79,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2) pack_sides(const __grid_cons
   for (int64_t d = threadIdx.x; d < size; d += kBlockThreads) {
     const T s = static_cast<const T*>(p.s)[k * size + d];
     const T root = precision_root(scale, s);
-    put(to.mu_tiles.at(k) + d * kWarp, to.mu[k * size + d]);
-    put(to.root_tiles.at(k) + d * kWarp, root);
-    put(to.root + k * size + d, root);
+    to.mu_tiles.at(k)[d * kWarp] = to.mu[k * size + d];
+    to.root_tiles.at(k)[d * kWarp] = to.root[k * size + d] = root;
     constant += log_constant(scale, s);
   }
   constant = group_sum(constant, kBlockThreads);
@@ -111,14 +113,7 @@ struct Squares {
 };
 
 __device__ inline double log_of_pair(const Pairs& p, int64_t b, int64_t k, double squares) {
-  const double own = b == k ? p.log_own - p.log_other : 0;
-  return log_density(squares, p.constants[k]) + own;
-}
-
-// What a pair is of all that its row has, times the row's upstream gradient.
-template <class T>
-__device__ T weight_of_pair(double log, double log_sum, T upstream) {
-  return weight(at_least(T(0), T(halvings(log, log_sum)))) * upstream;
+  return log_density(squares, p.constants[k]) + own_log(p, b, k);
 }
 
 // A partner's number for each of the block's own: written and read as one.
@@ -222,7 +217,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2) pair_rows(const __grid_const
           for (int o = 0; o < kOwn; ++o) {
             if (o >= own) continue;
             const double log = log_of_pair(p, b0 + o, k, squares.total[o].value());
-            w.x[o] = weight_of_pair(log, log_sums[o], grad[b0 + o]);
+            w.x[o] = narrow_share_of_all<T>(log, log_sums[o]) * grad[b0 + o];
           }
         }
       }
@@ -289,7 +284,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
           for (int o = 0; o < kOwn; ++o) {
             if (o >= own) continue;
             const double log = log_of_pair(p, b, k0 + o, squares.total[o].value());
-            w.x[o] = weight_of_pair(log, log_sum, upstream);
+            w.x[o] = narrow_share_of_all<T>(log, log_sum) * upstream;
           }
         }
       }

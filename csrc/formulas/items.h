@@ -44,10 +44,16 @@ FASTVAE_INLINE V add_log_prob(V sum, V count, V l, double log_sum) {
   return fma(count, log_p_of(count, l, log_sum), sum);
 }
 
-// The same relative to something else than ln sum, which all terms are missing then.
+// The same relative to something else than ln sum, which all terms are missing then; also what
+// terms are missing that were relative to `l`.
 template <class V>
 FASTVAE_INLINE V add_relative(V sum, V count, V l, V shift) {
   return sum + select(count == V(0), V(0), count * (l - shift));
+}
+// The value, of terms and of a sum of exponentials that are relative to the same.
+template <class V>
+FASTVAE_INLINE V value_of_relative(V terms, V count, V sum) {
+  return terms - count * log(sum);
 }
 
 // By l: x - n p times the upstream gradient, of which `own` is x times it and `all` -n times it.

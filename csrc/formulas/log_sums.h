@@ -41,6 +41,12 @@ FASTVAE_INLINE V share_of_all(V log, V total) {
   return weight(at_least(V(0), halvings(log, total)));
 }
 
+// The same of logarithms that have more digits than it needs.
+template <class T>
+FASTVAE_INLINE T narrow_share_of_all(double log, double total) {
+  return weight(at_least(T(0), T(halvings(log, total))));
+}
+
 // What the exponents are relative to. Where all are -inf 0 serves as well.
 template <class V>
 FASTVAE_INLINE V shift_of(V largest) {
