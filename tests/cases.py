@@ -266,6 +266,17 @@ def each_op_and_form(ops: Sequence[Op] = OPS, forms: Sequence[str] = FORMS) -> p
     )
 
 
+def event_ndims(op: Op, param: str, shape: Shape) -> tuple[int | None, ...]:
+    """All, but of the first form only: how a scale is written has no part in what is summed."""
+    if param == op.forms[0]:
+        return (None, *range(len(shape) + 1))
+    return (None,) if len(shape) < 2 else (None, 1)
+
+
+# Vectors of 4 to 16, two of them at once, and every rest of both.
+WIDTHS = (*range(1, 37), 47, 48, 49, 63, 64, 65, 70)
+
+
 # ---- Layouts -------------------------------------------------------------------------------------
 
 

@@ -16,11 +16,18 @@ ARCH = "sm_90"
 BLOCK_THREADS = 256
 REGISTERS = 65536  # of a multiprocessor
 
-SIZES = {"float": 4, "double": 8, "__nv_bfloat16": 2, "__half": 2}
-TYPES = dict(zip(SIZES, ("float32", "float64", "bfloat16", "float16"), strict=True))
+SIZES = {"float": 4, "double": 8, "HalfBits": 2}
+TYPES = {
+    "float": "float32",
+    "double": "float64",
+    "HalfBits": "half types",
+    "__nv_bfloat16": "bfloat16",
+    "__half": "float16",
+}
 MANGLED_TYPES = {
     "f": "float",
     "d": "double",
+    "NS_8HalfBitsE": "HalfBits",
     "13__nv_bfloat16": "__nv_bfloat16",
     "6__half": "__half",
 }

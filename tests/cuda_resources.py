@@ -17,7 +17,7 @@ import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -219,11 +219,13 @@ class Kernel:
         return loops
 
     def _usual_path(self, header: int, body: set[int]) -> list[str]:
+        @cache
         def weight(block: int) -> tuple[int, int, int]:
             code = self._block(block)
             stores = sum(bool(WIDE_STORE.search(i)) for i in code)
             return stores, sum(bool(ARITHMETIC.match(_opcode(i))) for i in code), -len(code)
 
+        @cache
         def loads(block: int) -> int:
             return sum(bool(WIDE_LOAD.search(i)) for i in self._block(block))
 
@@ -256,7 +258,7 @@ def _opcode(instruction: str) -> str:
 MANGLED = re.compile(
     r"generic\d+(?:WithGradientINS\w*_\d+(?P<likelihood>[A-Za-z]+)EE|"
     r"(?P<op>[A-Za-z]+)(?:ILi(?P<n>\d)E)?E?\d+(?P<step>(?:Path)?Backward|Forward|Both))E"
-    r"(?P<type>f|d|13__nv_bfloat16|6__half)LNS_4SumsE(?P<sums>\d)"
+    r"(?P<type>f|d|NS_8HalfBitsE)LNS_4SumsE(?P<sums>\d)"
     r"ELi(?P<width>\d)ELb(?P<log>\d)ELb(?P<scale>\d)ELb(?P<bounded>\d)"
 )
 
@@ -320,7 +322,7 @@ def markdown(found: list[Kernel]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for k in found:
-        if not k.wide or not k.logarithmic or k.bounded or k.dtype in ("double", "__half"):
+        if not k.wide or not k.logarithmic or k.bounded or k.dtype == "double":
             continue
         step = k.step + (", one scale" if k.one_scale else "")
         lines.append(

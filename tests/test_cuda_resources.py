@@ -64,7 +64,7 @@ def test_every_kernel() -> None:
 
 
 def test_the_usual_way_through_a_loop() -> None:
-    copy = kernel(step="Rsample::Backward", width=4, dtype="__nv_bfloat16")
+    copy = kernel(step="Rsample::Backward", width=4, dtype="HalfBits")
     assert len(copy.main_loop) == 7
     assert copy.slots_per_element == 7 / 4
 

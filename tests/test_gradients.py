@@ -28,8 +28,10 @@ from cases import (
     OPS,
     SEED,
     SHAPES,
+    WIDTHS,
     Op,
     each_op_and_form,
+    event_ndims,
     op_id,
 )
 from torch import Tensor
@@ -54,7 +56,7 @@ each_differentiable = each_op_and_form(
 def test_gradients(op: Op, dtype: torch.dtype, param: str, device: torch.device) -> None:
     for shape in SHAPES:
         tensors = op.inputs(shape, dtype, param, device)
-        for event_ndim in (None, *range(len(shape) + 1)):
+        for event_ndim in event_ndims(op, param, shape):
             grads, upstream = gradients(op, tensors, param, event_ndim=event_ndim)
             right = exact(op, tensors, param, event_ndim=event_ndim, upstream=upstream)
             assert_accurate(grads, right, dtype)
@@ -63,7 +65,7 @@ def test_gradients(op: Op, dtype: torch.dtype, param: str, device: torch.device)
 @each_op
 @each_dtype
 def test_gradients_of_every_width(op: Op, dtype: torch.dtype, device: torch.device) -> None:
-    for width in range(1, 71):
+    for width in WIDTHS:
         tensors = op.inputs((3, width), dtype, device=device, seed=width)
         grads, upstream = gradients(op, tensors)
         assert_accurate(grads, exact(op, tensors, upstream=upstream), dtype)

@@ -132,6 +132,7 @@ void cut(Pass& pass, const Step& step, DType dtype) {
                  : cut_rows(plan, pass.sums == Sums::rows, n, accesses_in_flight(step, n));
   pass.cut.wide = wide;
   pass.cut.one_scale = one_scale;
+  pass.cut.bfloat16 = dtype == DType::bfloat16;
   for (int d = 0; d < plan.dims; ++d) pass.cut.size[d] = Divisor(plan.size[d]);
 }
 

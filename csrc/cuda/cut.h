@@ -84,6 +84,7 @@ enum class Units : int {
 struct Cut {
   bool wide = false;       // accesses have `kWidth` elements, else one
   bool one_scale = false;  // wide: the input `scale_input` has one value for a piece
+  bool bfloat16 = false;   // which of the half types, where elements are one
   Units kind = Units::any;
   int64_t units = 1;
   int64_t pieces_per_unit = 1;

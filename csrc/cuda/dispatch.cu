@@ -90,7 +90,7 @@ void scale_on_cuda(const char* op, int device, DType dtype, void* data, int64_t 
 void run_on_cuda(const char* op, int device, int index, const Step& step, DType dtype,
                  const Plan& plan, const Scratch& scratch) {
   static constexpr const CudaColumn* kColumns[kDTypes] = {&kCudaFloat32, &kCudaFloat64,
-                                                          &kCudaBFloat16, &kCudaFloat16};
+                                                          &kCudaHalves, &kCudaHalves};
   const cudaStream_t stream = current_stream(op, device);
   const int64_t size = dtype == DType::float64 ? sizeof(double) : sizeof(float);
   for (Pass& pass : passes(plan, step, dtype)) {

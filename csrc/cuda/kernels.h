@@ -1,4 +1,4 @@
-// The table of CUDA kernels: a file for each type fills one column.
+// The table of CUDA kernels: a file for each type, or for both half types, fills one column.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -26,6 +26,6 @@ struct CudaColumn {
   const CudaLaunch* launch;
 };
 
-extern const CudaColumn kCudaFloat32, kCudaFloat64, kCudaBFloat16, kCudaFloat16;
+extern const CudaColumn kCudaFloat32, kCudaFloat64, kCudaHalves;
 
 }  // namespace fastvae

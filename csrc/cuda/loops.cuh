@@ -80,10 +80,10 @@ struct Shared {
   A row_grad = 0;
 
   template <class Place>
-  __device__ Shared(const Plan& plan, const Place& piece) {
+  __device__ Shared(const Plan& plan, const Cut& cut, const Place& piece) {
     if constexpr (V::kScale > 0) {
       const Input& from = plan.input[V::kScale];
-      scale.s = from.data ? A(widen(*piece.input[V::kScale])) : A(from.constant);
+      scale.s = from.data ? element(piece.input[V::kScale], cut.bfloat16) : A(from.constant);
       if constexpr (V::kBounded > 0) scale = Scale(V::settings(plan)).bounded(scale.s);
     }
     if (V::kStep.row_grad && plan.row_grad.layout.inner == 0)
@@ -100,7 +100,7 @@ struct Access {
   using A = typename V::A;
   static constexpr int N = V::N, I = V::I, O = V::O;
 
-  Packet<T, N> in[I], out[O];
+  Packet<T, N> in[I];
   A terms[O][N], value[N];
 
   template <class Place>
@@ -116,10 +116,14 @@ struct Access {
   }
 
   template <class Place>
-  __device__ void compute(const Plan& plan, const Place& piece, const Shared<V>& shared,
-                          int start) {
+  __device__ void compute(const Plan& plan, const Cut& cut, const Place& piece,
+                          const Shared<V>& shared, int start) {
     float eps[N] = {};
     if constexpr (V::kStep.noise) draw(plan.noise, piece.noise, start, eps);
+    A loaded[I][N];
+#pragma unroll
+    for (int k = 0; k < I; ++k)
+      if (k != V::kScale) widen(in[k], cut.bfloat16, loaded[k]);
     Packet<A, N> grad = {};
     if constexpr (V::kStep.row_grad) {
       if (plan.row_grad.layout.inner != 0) {
@@ -139,7 +143,7 @@ struct Access {
     for (int e = 0; e < N; ++e) {
       A x[I], y[O];
 #pragma unroll
-      for (int k = 0; k < I; ++k) x[k] = k == V::kScale ? shared.scale.s : A(widen(in[k].x[e]));
+      for (int k = 0; k < I; ++k) x[k] = k == V::kScale ? shared.scale.s : loaded[k][e];
       if constexpr (N == 1 && V::kStep.scale_input > 0) {
         const Input& from = plan.input[V::kStep.scale_input];
         if (!from.data) x[V::kStep.scale_input] = A(from.constant);
@@ -157,16 +161,19 @@ struct Access {
       for (int k = 0; k < V::kStep.outputs; ++k) {
         if (V::kWeighted && V::kStep.row_grad) y[k] = weighted_backward(weight, y[k]);
         terms[k][e] = y[k];
-        narrow(y[k], out[k].x[e]);
       }
     }
   }
 
   template <class Place>
-  __device__ void store(const Plan& plan, const Place& piece, int start) const {
+  __device__ void store(const Plan& plan, const Cut& cut, const Place& piece, int start) const {
 #pragma unroll
-    for (int k = 0; k < V::kStep.outputs; ++k)
-      if (plan.output[k].mode == Mode::full) out[k].store(piece.output[k] + start);
+    for (int k = 0; k < V::kStep.outputs; ++k) {
+      if (plan.output[k].mode != Mode::full) continue;
+      Packet<T, N> packet;
+      narrow(terms[k], cut.bfloat16, packet);
+      packet.store(piece.output[k] + start);
+    }
     if constexpr (V::kStep.value && V::kSums == Sums::none) {
       Packet<A, N> packet;
 #pragma unroll
@@ -178,9 +185,9 @@ struct Access {
 
 // Calls `add` with accesses thread, thread + threads ... of `count` that begin at element `from`.
 template <class V, class Place, class F>
-__device__ void make_accesses(const Plan& plan, const Place& piece, int from, int count, int thread,
-                              int threads, F add) {
-  const Shared<V> shared(plan, piece);
+__device__ void make_accesses(const Plan& plan, const Cut& cut, const Place& piece, int from,
+                              int count, int thread, int threads, F add) {
+  const Shared<V> shared(plan, cut, piece);
   for (int a = thread; a < count; a += V::K * threads) {
     Access<V> access[V::K];
     const auto each = [&](auto f) {
@@ -190,8 +197,8 @@ __device__ void make_accesses(const Plan& plan, const Place& piece, int from, in
     };
     each([&](Access<V>& access, int start) { access.load(plan, piece, start); });
     each([&](Access<V>& access, int start) {
-      access.compute(plan, piece, shared, start);
-      access.store(plan, piece, start);
+      access.compute(plan, cut, piece, shared, start);
+      access.store(plan, cut, piece, start);
       add(access);
     });
   }
@@ -222,9 +229,9 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
   int64_t p = unit.first_piece + (worker.thread >> cut.piece_bits);
   for (; worker.active && p < unit.last_piece; p += worker.threads >> cut.piece_bits) {
     const typename V::Place piece(plan, cut, p, unit.first);
-    make_accesses<V>(plan, piece, 0, accesses, thread, threads, add);
+    make_accesses<V>(plan, cut, piece, 0, accesses, thread, threads, add);
     if constexpr (V::kHasRest)
-      make_accesses<Rest<V>>(plan, piece, length - rest, rest, thread, threads, add);
+      make_accesses<Rest<V>>(plan, cut, piece, length - rest, rest, thread, threads, add);
   }
 
   if constexpr (S > 0) {
@@ -235,7 +242,8 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
       if constexpr (V::kStep.value)
         static_cast<A*>(plan.unit_sums)[unit.row] = A(x);
       else
-        narrow(A(x), *typename V::Place(plan, cut, unit.row * plan.pieces_per_row, 0).output[k]);
+        set_element<T>(A(x), cut.bfloat16,
+                       typename V::Place(plan, cut, unit.row * plan.pieces_per_row, 0).output[k]);
     };
 #pragma unroll
     for (int k = 0; k < S; ++k) {
@@ -285,8 +293,8 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
       };
       each([&](Access<W>& access, const auto& piece) { access.load(plan, piece, start); });
       each([&](Access<W>& access, const auto& piece) {
-        access.compute(plan, piece, Shared<W>(plan, piece), start);
-        access.store(plan, piece, start);
+        access.compute(plan, cut, piece, Shared<W>(plan, cut, piece), start);
+        access.store(plan, cut, piece, start);
 #pragma unroll
         for (int k = 0; k < W::O; ++k)
 #pragma unroll
@@ -300,7 +308,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
 #pragma unroll
       for (int e = 0; e < W::N; ++e) {
         if (cut.parts == 1)
-          narrow(sum[k][e], result.output[k][start + e]);
+          set_element<T>(sum[k][e], cut.bfloat16, result.output[k] + start + e);
         else
           static_cast<A*>(cut.partial[k])[(unit.row * cut.parts + unit.run) * plan.inner +
                                           unit.first + start + e] = sum[k][e];
@@ -324,7 +332,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
     for (int i = worker.thread; i < length; i += worker.threads) {
       double total = 0;
       for (int r = 0; r < cut.parts; ++r) total += __ldcg(parts + r * plan.inner + i);
-      narrow(A(total), result.output[k][i]);
+      set_element<T>(A(total), cut.bfloat16, result.output[k] + i);
     }
   }
 }

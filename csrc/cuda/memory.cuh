@@ -4,6 +4,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <bit>
+#include <type_traits>
+
 #include "cut.h"
 
 namespace fastvae {
@@ -16,6 +19,12 @@ __device__ inline void narrow(float x, float& y) { y = x; }
 __device__ inline void narrow(double x, double& y) { y = x; }
 __device__ inline void narrow(float x, __nv_bfloat16& y) { y = __float2bfloat16_rn(x); }
 __device__ inline void narrow(float x, __half& y) { y = __float2half_rn(x); }
+
+// An element of either half type. Which of the two, a kernel is told when it runs (Cut::bfloat16):
+// kernels of their own would double what there is to compile, for one branch in an access.
+struct HalfBits {
+  uint16_t bits;
+};
 
 __device__ inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
@@ -48,5 +57,51 @@ struct Packet {
     }
   }
 };
+
+// All elements of an access become what is computed with, and back.
+template <class T, int N>
+__device__ void widen(const Packet<T, N>& from, bool bfloat16, Accumulate<T> (&to)[N]) {
+  const auto each = [&]<class Element>(Element) {
+#pragma unroll
+    for (int e = 0; e < N; ++e) to[e] = widen(std::bit_cast<Element>(from.x[e]));
+  };
+  if constexpr (!std::is_same_v<T, HalfBits>)
+    each(T());
+  else if (bfloat16)
+    each(__nv_bfloat16());
+  else
+    each(__half());
+}
+
+template <class T, int N>
+__device__ void narrow(const Accumulate<T> (&from)[N], bool bfloat16, Packet<T, N>& to) {
+  const auto each = [&]<class Element>(Element element) {
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      narrow(from[e], element);
+      to.x[e] = std::bit_cast<T>(element);
+    }
+  };
+  if constexpr (!std::is_same_v<T, HalfBits>)
+    each(T());
+  else if (bfloat16)
+    each(__nv_bfloat16());
+  else
+    each(__half());
+}
+
+template <class T>
+__device__ Accumulate<T> element(const T* from, bool bfloat16) {
+  Accumulate<T> to[1];
+  widen(Packet<T, 1>{{*from}}, bfloat16, to);
+  return to[0];
+}
+
+template <class T>
+__device__ void set_element(Accumulate<T> from, bool bfloat16, T* to) {
+  Packet<T, 1> packet;
+  narrow({from}, bfloat16, packet);
+  *to = packet.x[0];
+}
 
 }  // namespace fastvae

@@ -1,5 +1,0 @@
-#include "loops.cuh"
-
-namespace fastvae {
-const CudaColumn kCudaBFloat16 = make_column<__nv_bfloat16>(Steps{});
-}

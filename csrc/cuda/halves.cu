@@ -1,0 +1,5 @@
+#include "loops.cuh"
+
+namespace fastvae {
+const CudaColumn kCudaHalves = make_column<HalfBits>(Steps{});
+}
