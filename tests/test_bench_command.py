@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ def bench(*options: object) -> int:
     return main(["bench", "--quick", "--shapes", "24x10", *map(str, options)])
 
 
-def test_idioms(tmp_path: Path) -> None:
+def test_idioms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each op that has one, beside it; between the passes of a network too."""
+    monkeypatch.setattr(command, "QUICK", dataclasses.replace(command.QUICK, rounds=2, lap=0))
     files = ("--output", tmp_path / "results.json", "--markdown", tmp_path / "table.md")
     options = ("--idioms", "--between", "--shapes", "4x6", "--threads", "1")
     assert main(["bench", "--quick", *options, *map(str, files)]) == 0

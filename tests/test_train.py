@@ -311,14 +311,14 @@ def start(*options: object) -> subprocess.Popen[str]:
 
 
 def test_runs_started_together_have_folders_of_their_own(folder: Path) -> None:
-    started = [start("--epochs", 2, "--seed", seed) for seed in range(3)]
+    started = [start("--epochs", 2, "--seed", seed) for seed in range(2)]
     for process in started:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     runs = sorted((folder / "runs").iterdir())
-    assert [run.name for run in runs] == ["digits", "digits-2", "digits-3"]
+    assert [run.name for run in runs] == ["digits", "digits-2"]
     seeds = {checkpoint.load(run / "checkpoint.pt")["settings"]["seed"] for run in runs}
-    assert seeds == {0, 1, 2}
+    assert seeds == {0, 1}
     for run in runs:  # the curve of an undisturbed one
         assert {path.name for path in run.iterdir()} == FILES
         seed = checkpoint.load(run / "checkpoint.pt")["settings"]["seed"]
