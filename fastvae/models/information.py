@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.arguments import whole
-from .conditions import each_tensor, examples
+from . import conditions
 from .distributions import DiagonalGaussian
 from .importance import log_weights
 from .priors import Posterior
@@ -90,14 +90,19 @@ def report(
     Args:
         model: in evaluation mode.
         x: [N, ...].
-        condition: of each of them, [N, ...]. q(z) is then the mean over x of q(z | x, condition),
-            and ln p(z) in KL(q(z) || p(z)) that of each example's condition.
+        condition: of each of them, [N, ...], or a dictionary, list or tuple of such; what has one
+            row is shared by all. q(z) is then the mean over x of q(z | x, condition), and ln p(z)
+            in KL(q(z) || p(z)) that of each example's condition.
         samples: of z for each example.
         batch_size: examples at a time.
         aggregate: at most so many of the examples, the first, make up q(z); the cost grows with its
             square.
         threshold: above which variance of its posterior mean a unit is active.
         seed, generator: where the noise comes from; at most one of them.
+
+    Raises:
+        ValueError: there are no examples, or a tensor of the condition has another number of rows;
+            both of seed and generator are given.
     """
     samples = whole("samples", samples, 1)
     if len(x) == 0:
@@ -106,13 +111,12 @@ def report(
         if generator is not None:
             raise ValueError("seed and generator are both given; want one of them")
         generator = torch.Generator(x.device).manual_seed(whole("seed", seed))
-    batches = x.split(batch_size)
+    batches = list(conditions.batches(x, condition, batch_size))
     seeds = ops.draw_seed(generator, x.device, len(batches))
     rate = distortion = 0.0
     modes: list[Tensor] = []
     elements: list[Tensor] = []
-    given = examples(condition, batch_size)
-    for batch, key, c in zip(batches, seeds, given, strict=False):
+    for (batch, c), key in zip(batches, seeds, strict=True):
         q = model.encode(batch, c)
         weights = log_weights(model, batch, samples, c, q=q, seed=key)
         exact = model.prior.kl(q, c)
@@ -125,8 +129,8 @@ def report(
             elements.append(of_each.flatten(1).sum(0))
     n, size = len(x), math.prod(x.shape[1:])
     rate, distortion = rate / n, distortion / n
-    first = each_tensor(condition, lambda t: t[:aggregate])
-    batches = list(zip(x[:aggregate].split(batch_size), examples(first, batch_size), strict=False))
+    first = conditions.of_each_example(condition, n, lambda t: t[:aggregate])
+    batches = list(conditions.batches(x[:aggregate], first, batch_size))
     information, marginal_kl = _aggregate(model, batches, generator)
     variance = torch.cat(modes).double().var(0, correction=0)
     bits = (rate + distortion) / math.log(2)

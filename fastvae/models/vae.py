@@ -12,7 +12,7 @@ from ..ops.arguments import as_shape, check_param
 from ..ops.bounds import Bound
 from ..ops.forms import scale_form
 from . import importance, information
-from .conditions import each_tensor
+from .conditions import of_each_example
 from .distributions import DiagonalGaussian
 from .importance import LogLikelihood
 from .likelihoods import Gaussian, Likelihood
@@ -133,14 +133,17 @@ class VAE(nn.Module):
             z: [B, *latent_shape], with `sample_ndim` more dimensions in front, which the decoder
                 does not see: it gets one long batch.
             condition: the decoder's second argument, [B, ...], or a dictionary, list or tuple of
-                such.
+                such; what has one row is shared by all examples.
+
+        Raises:
+            ValueError: with `sample_ndim`, a tensor of the condition has another number of rows.
         """
         if sample_ndim == 0:
             return self.decoder(z) if condition is None else self.decoder(z, condition)
         shape = z.shape[: sample_ndim + 1]
         flat = z.flatten(0, sample_ndim)
-        condition = each_tensor(
-            condition, lambda t: t.expand(*shape, *t.shape[1:]).flatten(0, sample_ndim)
+        condition = of_each_example(
+            condition, shape[-1], lambda t: t.expand(*shape, *t.shape[1:]).flatten(0, sample_ndim)
         )
         return self.decode(flat, condition).unflatten(0, shape)
 

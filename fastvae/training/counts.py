@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models import conditions
 from ..models.vae import VAE
 
 __all__ = ["LogCounts", "Statistics", "replicate"]
@@ -44,12 +45,14 @@ class Statistics:
 
 
 @torch.no_grad()
-def replicate(model: VAE, x: Tensor, *, seed: int = 0, batch_size: int = 256) -> Tensor:
+def replicate(
+    model: VAE, x: Tensor, condition: Any = None, *, seed: int = 0, batch_size: int = 256
+) -> Tensor:
     """Data as the model would have drawn them in x's place: x' ~ p(x' | z), z ~ q(z | x), of the
     same totals."""
     parts = []
-    for k, batch in enumerate(x.split(batch_size)):
-        context: dict[str, Any] = model.likelihood.context(None, batch)
-        z = model.encode(batch).rsample(seed=seed + k)
-        parts.append(model.likelihood.sample(model.decode(z), seed=~(seed + k), **context))
+    for k, (batch, c) in enumerate(conditions.batches(x, condition, batch_size)):
+        context: dict[str, Any] = model.likelihood.context(c, batch)
+        z = model.encode(batch, c).rsample(seed=seed + k)
+        parts.append(model.likelihood.sample(model.decode(z, c), seed=~(seed + k), **context))
     return torch.cat(parts)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models import conditions
+from ..models.vae import VAE
 from ..ops import draw_seed
 from . import parallel
 from .counts import Statistics, replicate
@@ -48,21 +50,40 @@ class Trainer:
         settings: see `Settings`; `data` and `epochs` are the caller's business.
         x: the data set, [N, ...].
         device: where to train.
+        model: one of your own, trained from the weights that it has, in place of the one that the
+            settings mean. Those that say how to train hold for it.
+        condition: what `model` is conditioned on: a tensor [N, ...], or dictionaries, lists and
+            tuples of such, nested as you like, of which a batch is given its rows. What has one row
+            is shared by all examples.
 
     Raises:
-        ValueError: settings that do not go with the data.
+        ValueError: settings that do not go with the data; a tensor of the condition with another
+            number of rows, which the message names; a condition without a model.
     """
 
-    def __init__(self, settings: Settings, x: Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        x: Tensor,
+        device: torch.device,
+        *,
+        model: VAE | None = None,
+        condition: Any = None,
+    ) -> None:
+        if condition is not None and model is None:
+            raise ValueError("condition is given without a model; want one whose networks take it")
         self.settings = settings
         order = self.split(len(x), settings.seed).to(device)
         held_out = max(1, len(x) // 10)
         self.x = x.to(device)  # not copied where it is there already
-        self.heldout = self.x[order[:held_out]]
+        self.condition = conditions.each_tensor(condition, lambda t, _: t.to(device))
+        self.heldout, self.heldout_condition = self._examples(order[:held_out])
         self.rows = order[held_out:]
-        with torch.random.fork_rng(devices=[]):  # the same weights on every device
-            torch.manual_seed(settings.seed)
-            self.model = build_model(self.x, self.rows, settings).to(device)
+        if model is None:
+            with torch.random.fork_rng(devices=[]):  # the same weights on every device
+                torch.manual_seed(settings.seed)
+                model = build_model(self.x, self.rows, settings)
+        self.model = model.to(device)
         if settings.compile:
             for network in (self.model.encoder, self.model.decoder):
                 network.forward = torch.compile(network.forward)  # the names of weights stay
@@ -78,6 +99,11 @@ class Trainer:
     def split(n: int, seed: int) -> Tensor:
         """The order of the examples of which the first are held out."""
         return torch.from_numpy(np.random.default_rng(seed).permutation(n))
+
+    def _examples(self, rows: Tensor) -> tuple[Tensor, Any]:
+        """x of these rows, and their condition."""
+        of_rows = conditions.of_each_example(self.condition, len(self.x), lambda t: t[rows])
+        return self.x[rows], of_rows
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """A learned sigma apart: it has a long way to go, and Adam moves it by lr in a step."""
@@ -123,7 +149,7 @@ class Trainer:
             self.optimizer.zero_grad()
             if parallel.size() == 1:
                 with self._precision():
-                    output = self.model(self.x[batch], seed=seed)
+                    output = self.model(*self._examples(batch), seed=seed)
                 output.loss.backward()
                 totals.add(output.kl, output.log_likelihood)
             else:
@@ -172,7 +198,7 @@ class Trainer:
             generator = torch.Generator().manual_seed(int(seed))
             seeds = draw_seed(generator, batch=len(batch)).to(batch.device)
             with self._precision():
-                output = self.model(self.x[own], seed=parallel.own_rows(seeds))
+                output = self.model(*self._examples(own), seed=parallel.own_rows(seeds))
             (output.loss * (len(own) / len(batch))).backward()
             totals.add(output.kl, output.log_likelihood)
         parallel.add_gradients(list(self.model.parameters()))
@@ -189,8 +215,10 @@ class Trainer:
         """Metrics of the held-out data, under the same noise every time."""
         totals = _Totals(self.heldout)
         self.model.eval()
-        for seed, batch in enumerate(self.heldout.split(self.settings.batch_size)):
-            output = self.model(batch, seed=seed)
+        size = self.settings.batch_size
+        batches = conditions.batches(self.heldout, self.heldout_condition, size)
+        for seed, (batch, condition) in enumerate(batches):
+            output = self.model(batch, condition, seed=seed)
             totals.add(output.kl, output.log_likelihood)
         return totals.metrics("heldout")
 
@@ -198,18 +226,22 @@ class Trainer:
         """`VAE.report` of the held-out data, at most its first 1000 examples, and the mean of their
         ln p(x) by importance sampling with `n_samples`; under the same noise every time."""
         x = self.heldout[:_REPORTED]
+        condition = conditions.of_each_example(
+            self.heldout_condition, len(self.heldout), lambda t: t[:_REPORTED]
+        )
         self.model.eval()
+        batches = conditions.batches(x, condition, self.settings.batch_size)
         estimates = [
-            self.model.log_likelihood(batch, n_samples, seed=seed)
-            for seed, batch in enumerate(x.split(self.settings.batch_size))
+            self.model.log_likelihood(batch, n_samples, c, seed=seed)
+            for seed, (batch, c) in enumerate(batches)
         ]
         value, error, ess = (torch.cat(parts) for parts in zip(*estimates, strict=True))
         counts = {}
         if self.model.likelihood.whole:
-            model = Statistics.of(replicate(self.model, x)).summary()
+            model = Statistics.of(replicate(self.model, x, condition)).summary()
             counts = {"counts": {"data": Statistics.of(x).summary(), "model": model}}
         return {
-            **self.model.report(x, seed=0).as_dict(),
+            **self.model.report(x, condition=condition, seed=0).as_dict(),
             "log_likelihood": value.mean().item(),
             "log_likelihood_standard_error": error.square().sum().sqrt().item() / len(x),
             "log_likelihood_samples": n_samples,
