@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastvae
 from fastvae import reference
-from fastvae.ops.gaussian import log_sigma
+from fastvae.ops.forms import log_sigma_of
 
 # ---- What is right -------------------------------------------------------------------------------
 
@@ -61,7 +61,11 @@ def exact(
         terms = op(reference, leaves, param, event_ndim=0, seed=seed)
     apart = None
     if op.function == "rsample_log_ratio":
-        apart = _summed(_rounded_apart(leaves, terms[0], param), outputs[1])
+        form = op.options.get("prior_param") or param.partition(",")[0]  # a bound is of q alone
+        log_sigma_p = (
+            log_sigma_of(leaves[3], form, op.options.get("min_std", 0.0)) if leaves[3:] else None
+        )
+        apart = _summed(_rounded_apart(leaves, terms[0], log_sigma_p), outputs[1])
     if upstream is None:
         values = tuple(y.detach() for y in outputs)
         magnitudes = [_summed(t.detach().abs(), y) for t, y in zip(terms, values, strict=True)]
@@ -93,7 +97,7 @@ def _summed(elements: Tensor, output: Tensor) -> Tensor:
     return elements.flatten(output.dim()).sum(-1) if output.dim() < elements.dim() else elements
 
 
-def _rounded_apart(leaves: Sequence[Tensor], z: Tensor, param: str) -> Tensor:
+def _rounded_apart(leaves: Sequence[Tensor], z: Tensor, log_sigma_p: Tensor | None) -> Tensor:
     """1/2 ((|mu - mu_p| + sigma |eps|) / sigma_p)^2: the 1/2 w^2 of a log-ratio if nothing
     cancelled in w = (z - mu_p) / sigma_p = ((mu - mu_p) + sigma eps) / sigma_p.
 
@@ -106,9 +110,8 @@ def _rounded_apart(leaves: Sequence[Tensor], z: Tensor, param: str) -> Tensor:
     """
     mu, _, *prior = leaves
     difference = (mu - prior[0] if prior else mu).abs() + (z - mu).abs()
-    form = param.partition(",")[0]  # a bound is of q alone
-    h = log_sigma(prior[1], form) if prior else torch.zeros(())
-    return 0.5 * (difference * torch.exp(-h).to(mu.device)).square()
+    precision = 1.0 if log_sigma_p is None else torch.exp(-log_sigma_p)
+    return 0.5 * (difference * precision).square()
 
 
 def _one_by_one(t: Tensor, dims: int) -> Iterator[Tensor]:

@@ -145,6 +145,7 @@ def from_logvar(logvar: Tensor, param: str) -> Tensor:
         "log_std": logvar / 2,
         "std": torch.exp(logvar / 2),
         "var": torch.exp(logvar),
+        "softplus": torch.exp(logvar / 2).expm1().log(),
     }[param]
 
 

@@ -37,8 +37,7 @@ def inputs(
     op: CaseOp, param: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[CaseOp, list[Tensor]]:
     *others, s = op.inputs(shape, torch.float64, device=device)
-    s = s if param == "softplus" else from_logvar(s, param)
-    return op, [t.to(dtype) for t in (*others, s)]
+    return op, [t.to(dtype) for t in (*others, from_logvar(s, param))]
 
 
 def of(op: CaseOp, param: str, floor: float) -> CaseOp:

@@ -7,6 +7,7 @@ an `@example`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -14,11 +15,14 @@ from unittest import mock
 import pytest
 import torch
 from accuracy import assert_accurate, exact, upstream_like
-from cases import DTYPES, NOT_DERIVATIVES, OPS, WEIGHTED, Op
+from cases import BOUNDED, DTYPES, NOT_DERIVATIVES, OPS, PARAMS, Op
 from torch import Tensor
 
 import fastvae
 from fastvae import reference
+from fastvae.ops.bounds import Raised
+from fastvae.ops.forms import scale_form
+from fastvae.ops.op import Op as DeclaredOp
 
 pytest.importorskip("hypothesis")
 from hypothesis import Phase, given, settings
@@ -46,9 +50,22 @@ class Case:
     def __repr__(self) -> str:
         lying = [(tuple(t.shape), t.stride(), t.storage_offset(), t.dtype) for t in self.tensors]
         return (
-            f"{self.op.name}(param={self.param!r}, event_ndim={self.event_ndim}, "
-            f"seed={self.seed!r}, needs={self.needs}, tensors={lying})"
+            f"{self.op.name}(param={self.param!r}, options={self.op.options}, "
+            f"event_ndim={self.event_ndim}, seed={self.seed!r}, needs={self.needs}, "
+            f"tensors={lying})"
         )
+
+    @property
+    def rounds_prior(self) -> bool:
+        """Whether the prior's scale is made another form before it is read, and rounded once more
+        to a half type."""
+        if "prior_logvar" not in self.op.arguments:
+            return False
+        own, floor = self.op.options["prior_param"], self.op.options.get("min_std", 0.0)
+        param = "logvar" if self.param in BOUNDED else self.param
+        form, _ = scale_form(param, None, floor)
+        is_read_as_it_is = floor == 0 and form == (own or param)
+        return not is_read_as_it_is and any(t.dtype.itemsize == 2 for t in self.tensors)
 
 
 @st.composite
@@ -70,11 +87,48 @@ def laid_out(draw: Draw, t: Tensor) -> Tensor:
 
 
 @st.composite
+def ops(draw: Draw) -> tuple[Op, str]:
+    """An op with a floor of its scales and a form of the prior's own, and the form of q's."""
+    op = draw(st.sampled_from(OPS + NOT_DERIVATIVES))
+    if not op.gaussian:
+        return op, draw(st.sampled_from(op.forms))
+    forms = (*PARAMS, "softplus")
+    param = draw(st.sampled_from((*forms, *BOUNDED)))
+    options = dict(op.options)
+    if param not in BOUNDED or draw(st.sampled_from(RARELY)):
+        floors = (0.0, 0.0, 1e-3, 0.5) + (
+            (-0.1, math.inf, math.nan) if draw(st.sampled_from(RARELY)) else ()
+        )
+        options["min_std"] = draw(st.sampled_from(floors))
+    if "prior_logvar" in op.arguments:
+        options["prior_param"] = draw(st.sampled_from((None,) * len(forms) + forms))
+    return replace(op, options=options), param
+
+
+@st.composite
+def weights(draw: Draw, shape: tuple[int, ...]) -> Any:
+    """From -1 to 1, of some of the dimensions, or a mask, or a number."""
+    kind = draw(st.sampled_from(("none", "tensor", "tensor", "mask", "number")))
+    if kind == "none":
+        return None
+    if kind == "number":
+        return draw(st.sampled_from((0.5, 0, True)))
+    size = [n if draw(st.booleans()) else 1 for n in shape]
+    size = size[draw(st.integers(0, len(size))) :]
+    if size and draw(st.sampled_from(RARELY)):
+        size[-1] += 1  # mostly wrong
+    index = torch.arange(math.prod(size)).reshape(size)
+    weight = torch.tensor([0.5, 0.0, 1.0, -1.0, 1.0], dtype=draw(st.sampled_from(DTYPES)))[
+        index % 5
+    ]
+    return draw(laid_out(weight > 0 if kind == "mask" else weight))
+
+
+@st.composite
 def cases(draw: Draw) -> Case:
-    op = draw(st.sampled_from(OPS + NOT_DERIVATIVES + WEIGHTED))
+    op, param = draw(ops())
     sizes = st.sampled_from((3, 1, 2, 0, 4, 5, 8, 17, 33))
     shape = draw(st.lists(sizes, max_size=4))
-    param = draw(st.sampled_from(op.forms))
     dtype = draw(st.sampled_from(DTYPES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     tensors = []
@@ -85,13 +139,12 @@ def cases(draw: Draw) -> Case:
         if size and draw(st.sampled_from(RARELY + RARELY)):
             size[-1] += 1  # mostly wrong
         t = torch.randn(size, generator=generator, dtype=torch.float64)
-        t = op.argument(name, t, param, zeros=True)
+        own = op.options.get("prior_param") if name == "prior_logvar" else None
+        t = op.argument(name, t, own or param, zeros=True)
         other = draw(st.sampled_from(DTYPES)) if draw(st.sampled_from(RARELY)) else dtype
         tensors.append(draw(laid_out(t.to(other))))
-    try:
-        torch.broadcast_shapes(*(t.shape for t in tensors))
-    except RuntimeError:  # there are no weights for that
-        op = replace(op, weighted=False)
+    if op.sums:
+        op = replace(op, options={**op.options, "weight": draw(weights(tuple(shape)))})
     if op.gaussian and draw(st.sampled_from(RARELY)):
         param = draw(st.sampled_from(("sigma", "", None)))
     event_ndim = draw(st.sampled_from((None, *range(len(shape) + 1))))
@@ -148,6 +201,8 @@ def check(case: Case) -> None:
         torch.testing.assert_close(
             y.double(), value.double(), rtol=loose[y.dtype], atol=loose[y.dtype] * scale
         )
+    if case.rounds_prior:
+        return
     outputs = native[: len(native) - sum(case.needs)]
     options = {"event_ndim": case.event_ndim, "seed": case.seed}
     dtype = case.tensors[0].dtype
@@ -167,17 +222,36 @@ def test_native_is_reference(case: Case) -> None:
     check(case)
 
 
-def test_a_slightly_wrong_sigma_is_found() -> None:
-    """The negative control."""
+def _wrong_sigma() -> Any:
     sigma = reference.sigma
+    return mock.patch("fastvae.ops.gaussian.sigma", lambda s, param: 1.0001 * sigma(s, param))
+
+
+def _wrong_floor() -> Any:
+    right = Raised.__call__
+    return mock.patch.object(
+        Raised, "__call__", lambda self, s: right(replace(self, floor=1.001 * self.floor), s)
+    )
+
+
+def _wrong_weights() -> Any:
+    right = DeclaredOp._weighted
+
+    def wrong(self: Any, *args: Any) -> Any:
+        *others, settings = args
+        return right(self, *others, {**settings, "weight": 1.0001 * settings["weight"]})
+
+    return mock.patch.object(DeclaredOp, "_weighted", wrong)
+
+
+@pytest.mark.parametrize("mistake", [_wrong_sigma, _wrong_floor, _wrong_weights])
+def test_a_slight_mistake_is_found(mistake: Callable[[], Any]) -> None:
+    """The negative control."""
 
     @settings(max_examples=200, database=None, phases=[Phase.generate])
     @given(cases())
     def search(case: Case) -> None:
         check(case)
 
-    with (
-        mock.patch("fastvae.ops.gaussian.sigma", lambda s, param: 1.0001 * sigma(s, param)),
-        pytest.raises(AssertionError),
-    ):
+    with mistake(), pytest.raises(AssertionError):
         search()

@@ -12,7 +12,7 @@ from .arguments import TensorLike, check_param, gaussians
 from .bounds import Bound, Raised
 from .elements import computed_in, log_sigma, of_log_sigma
 
-__all__ = ["read_gaussians", "scale_form"]
+__all__ = ["log_sigma_of", "read_gaussians", "scale_form"]
 
 
 def scale_form(
@@ -38,6 +38,13 @@ def scale_form(
     return "log_std", Raised(param, float(min_std))
 
 
+def log_sigma_of(s: Tensor, param: str, min_std: float) -> Tensor:
+    """ln(f(s) + `min_std`) of a Gaussian's second argument, float32 for half types."""
+    form, raised = scale_form(param, None, min_std)
+    check_param(form)
+    return raised(computed_in(s)) if isinstance(raised, Raised) else log_sigma(s, form)
+
+
 def read_gaussians(
     mu: TensorLike,
     logvar: TensorLike,
@@ -55,9 +62,6 @@ def read_gaussians(
     scale, prior_param = operands[3], prior_param or param
     if scale is None or (prior_param == form and min_std == 0):
         return operands, shape, form, bound
-    own, raised = scale_form(prior_param, None, min_std)
-    check_param(own)
-    s = computed_in(scale)
-    h = raised(s) if isinstance(raised, Raised) else log_sigma(s, own)
+    h = log_sigma_of(scale, prior_param, min_std)
     operands = (*operands[:3], of_log_sigma(h, form).to(scale.dtype))
     return operands, shape, form, bound
