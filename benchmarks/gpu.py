@@ -30,7 +30,8 @@ import torch
 
 import fastvae
 from fastvae.bench import check, inputs, machine, peers
-from fastvae.bench.cases import DTYPES, OPS, Case, Shape
+from fastvae.bench.cases import DTYPES, OPS, Case
+from fastvae.bench.shapes import Shape
 from fastvae.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from fastvae.bench import check as checks
 from fastvae.bench import command, machine, measure, peers, report
-from fastvae.bench.cases import DIRECTIONS, OPS, SHAPES, TARGETS, Case, Op, Shape, fits
+from fastvae.bench.cases import DIRECTIONS, OPS, TARGETS, Case, Op, fits
 from fastvae.bench.check import WrongResult, check
 from fastvae.bench.formulas import Formulas
 from fastvae.bench.inputs import Inputs, make_inputs
 from fastvae.bench.measure import Effort, Measurement, Spread, checked_program, saved_bytes
 from fastvae.bench.peers import FUSED, Program, TorchProgram, function_of, make_program
+from fastvae.bench.shapes import SHAPES, Shape
 
 LEVELS = Shape("levels", ((4, 6, 1, 1), (4, 6, 3, 3)), halves=True)
 SMALL = (Shape.parse("24x10"), Shape.parse("4x6x5x3"), Shape.parse("6x8x5x3-halves"), LEVELS)
@@ -42,12 +43,15 @@ N, ROWS = 64 * 16384, 64
         ("rsample", 12 * N, 12 * N),
         ("kl_divergence", 8 * N + 4 * ROWS, 16 * N + 4 * ROWS),
         ("kl_divergence:prior", 16 * N + 4 * ROWS, 32 * N + 4 * ROWS),
+        ("balanced_kl_divergence", 16 * N + 4 * ROWS, 32 * N + 4 * ROWS),
         ("rsample_kl", 12 * N + 4 * ROWS, 20 * N + 4 * ROWS),
+        ("rsample_kl:softplus", 12 * N + 4 * ROWS, 20 * N + 4 * ROWS),
         ("rsample_kl:prior", 20 * N + 4 * ROWS, 36 * N + 4 * ROWS),
         ("rsample_log_ratio", (8 + 50 * 4) * N + 50 * 4 * ROWS, (16 + 50 * 4) * N + 50 * 4 * ROWS),
         ("gaussian_log_prob:sigma", 8 * N + 4 * ROWS, 12 * N + 4 * ROWS),
         ("gaussian_log_prob:scalar", 8 * N + 4 + 4 * ROWS, 12 * N + 8 + 4 * ROWS),
         ("gaussian_log_prob:elementwise", 12 * N + 4 * ROWS, 20 * N + 4 * ROWS),
+        ("gaussian_log_prob:weighted", 16 * N + 4 * ROWS, 24 * N + 4 * ROWS),
         ("gaussian_nll_loss:sigma", 12 * N + 4, 0),
         ("gaussian_nll_loss:elementwise", 20 * N + 4, 0),
     ],
@@ -339,6 +343,20 @@ def test_spread() -> None:
     assert Spread.of([5, 1, 2, 4, 3]) == Spread(3, 2, 4)
     found = Measurement(case_of("rsample"), True, {"a": [2.0, 6.0, 4.0], "b": [1.0, 2.0, 4.0]})
     assert found.ratio("a", "b") == Spread.of([2, 3, 1])  # of each round, not of the medians
+
+
+def test_rows_of_two_directions_are_told_apart() -> None:
+    seconds = {name: [1.0, 2.0, 3.0] for name in (FUSED, "copy", "eager", "idiom")}
+    found = [
+        Measurement(case_of("kl_divergence", direction=d), True, seconds, {FUSED: 0})
+        for d in ("forward", "forward+backward")
+    ]
+    for table in (report.markdown(found, ["eager"]), report.idioms_markdown(found)):
+        rows = table.splitlines()[2:]
+        assert [d for row in rows for d in DIRECTIONS if f"| {d} |" in row] == [
+            "forward",
+            "forward+backward",
+        ]
 
 
 def test_sets_outgrow_the_cache() -> None:

@@ -13,9 +13,10 @@ import torch
 
 import fastvae
 from fastvae.bench import command, machine, measure, report
-from fastvae.bench.cases import OPS, TARGETS, Case, Shape
+from fastvae.bench.cases import OPS, TARGETS, Case
 from fastvae.bench.measure import Measurement
 from fastvae.bench.peers import FUSED, IDIOMS
+from fastvae.bench.shapes import Shape
 from fastvae.cli import main
 
 
@@ -39,7 +40,7 @@ def test_idioms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert set(entry["programs"]) == {FUSED, "copy", "idiom"} | floor
         assert not entry["refused"]
     table = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
-    assert table[0].endswith("| threads | 4×6 |")
+    assert table[0].endswith("| direction | threads | 4×6 |")
     assert len(table) == 2 + sum(not OPS[op].compares for op in IDIOMS) + 1
     assert any("F.mse_loss" in line for line in table)
 
@@ -65,7 +66,7 @@ def test_json_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for key in ("date", "cpu", "cpu_capability", "cores", "torch", "python", "platform", "backend"):
         assert known[key], key
     assert {"commit", "caches", "jax", "load_before", "compiler"} <= set(known)
-    assert len(document["cases"]) == 2 * 3 * 2  # variants, directions, dtypes
+    assert len(document["cases"]) == 3 * 3 * 2  # variants, directions, dtypes
     for entry in document["cases"]:
         dtype = getattr(torch, entry["dtype"])
         case = Case(OPS[entry["op"]], Shape.parse("24x10"), dtype, entry["direction"])
@@ -82,9 +83,12 @@ def test_json_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert entry["programs"][FUSED]["saved_bytes"] == 8
         assert entry["programs"]["eager"]["saved_bytes"] > 8
     assert figure.stat().st_size > 10_000
-    rows = table.read_text(encoding="utf-8").splitlines()
-    assert len(rows) == 2 + len(document["cases"])
-    assert len({row.count("|") for row in rows}) == 1
+    heads, _, *rows = [line.split(" | ") for line in table.read_text(encoding="utf-8").splitlines()]
+    assert heads[:5] == ["| op", "shape", "direction", "dtype", "µs"]
+    assert {tuple(row[:4]) for row in rows} == {
+        (f"| `{e['op']}`", "24×10", e["direction"], e["dtype"]) for e in document["cases"]
+    }
+    assert {len(row) for row in rows} == {len(heads)}
     printed = capsys.readouterr().out
     assert "rsample_kl, backward: reads grad_z, grad_kl, mu, logvar" in printed
     assert str(path) in printed

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+
+from .shapes import SAMPLES, Shape, Size
 
 __all__ = [
     "DIRECTIONS",
     "DTYPES",
-    "IDIOM_SHAPES",
+    "MIN_STD",
     "OPS",
-    "SAMPLES",
-    "SHAPES",
+    "SIGMA",
     "TARGETS",
     "Case",
     "Op",
-    "Shape",
     "Traffic",
     "fits",
 ]
-
-Size = tuple[int, ...]
 
 DTYPES = {
     str(t).removeprefix("torch."): t
     for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 }
 DIRECTIONS = ("forward", "backward", "forward+backward")
-HALVES = "-halves"
-SAMPLES = 50  # of an importance-weighted bound
+SIGMA = 0.5  # of a likelihood whose standard deviation is fixed
+MIN_STD = 0.1  # PlaNet's
 
 
 # ---- Ops -----------------------------------------------------------------------------------------
@@ -67,7 +65,7 @@ class Op:
     forward: Traffic
     backward: Traffic
     constants: tuple[str, ...] = ()
-    """Inputs that want no gradient: the data."""
+    """Inputs that want no gradient, the first ones: the data, and what weighs them."""
     data: str = "normal"
     """What the data are: "normal"; "binary"; "grey", of 256 levels in [0, 1]; or "counts", most of
     them 0."""
@@ -80,10 +78,18 @@ class Op:
     """Dimensions in front of the outputs."""
     components: int = 0
     """Of a mixture: the rows of its mu and logvar, or what each pixel's colours are made of."""
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    """What else fastvae's function is given."""
+    formula: str = ""
+    """The method of `formulas.Library` that has it, where it is not named as the function."""
 
     @property
     def function(self) -> str:
         return self.name.partition(":")[0]
+
+    @property
+    def method(self) -> str:
+        return self.formula or self.function
 
     @property
     def draws(self) -> bool:
@@ -151,23 +157,27 @@ def _likelihood(
     shapes: tuple[str, ...],
     scale_size: Callable[[Size], Size] = _whole,
     data: str = "normal",
+    constants: tuple[str, ...] = ("x",),
+    **others: Any,
 ) -> tuple[Op, Op]:
     """The log-probability, and the loss whose gradient is known when forward runs."""
-    inputs = ("x", *wanted)
+    inputs = (*constants, *wanted)
     log_prob = Op(
         name,
         inputs,
         ("log_prob",),
         forward=Traffic(inputs, ("log_prob",)),
         backward=Traffic(("grad_log_prob", *inputs), _gradients(wanted)),
-        constants=("x",),
+        constants=constants,
         data=data,
         scale_size=scale_size,
         shapes=shapes,
+        **others,
     )
     loss = replace(
         log_prob,
         name=name.replace("log_prob", "nll_loss"),
+        formula=log_prob.formula.replace("log_prob", "nll_loss"),
         outputs=("loss",),
         forward=Traffic(inputs, ("loss", *_gradients(wanted))),
         backward=Traffic(),
@@ -181,10 +191,19 @@ _GAUSSIAN = ("128x784", "64x16384")
 _SCALED = ("mean", "logvar")
 _GENES = ("128x2000", "128x10000")
 _LIKELIHOODS = (
-    _likelihood("gaussian_log_prob:sigma", ("mean",), _GAUSSIAN),
+    _likelihood(
+        "gaussian_log_prob:sigma", ("mean",), _GAUSSIAN, options={"logvar": SIGMA, "param": "std"}
+    ),
     _likelihood("gaussian_log_prob:scalar", _SCALED, _GAUSSIAN, _scalar),
     _likelihood("gaussian_log_prob:channel", _SCALED, ("64x3x64x64",), _channels),
     _likelihood("gaussian_log_prob:elementwise", _SCALED, _GAUSSIAN),
+    _likelihood(
+        "gaussian_log_prob:weighted",
+        _SCALED,
+        _GAUSSIAN,
+        constants=("x", "weight"),
+        formula="gaussian_log_prob_weighted",
+    ),
     _likelihood("bernoulli_log_prob", ("logits",), _IMAGES, data="binary"),
     _likelihood("continuous_bernoulli_log_prob", ("logits",), _IMAGES, data="grey"),
     _likelihood("laplace_log_prob:fixed", ("mean",), _IMAGES, data="grey"),
@@ -202,7 +221,14 @@ _LIKELIHOODS = (
 )
 
 
-_COLOURS, _ = _likelihood("colour_mixture_log_prob", ("parameters",), ("16x3x32x32",), data="grey")
+_COLOURS, _ = _likelihood(
+    "colour_mixture_log_prob",
+    ("parameters",),
+    ("16x3x32x32",),
+    data="grey",
+    components=10,
+    options={"components": 10, "low": 0.0},
+)
 
 OPS = {
     op.name: op
@@ -217,8 +243,14 @@ OPS = {
         ),
         _latent("kl_divergence", _Q, ("kl",)),
         _latent("kl_divergence:prior", (*_Q, *_P), ("kl",)),
+        _latent("balanced_kl_divergence", (*_Q, *_P), ("kl",)),
         _latent("rsample_kl", _Q, ("z", "kl")),
         _latent("rsample_kl:prior", (*_Q, *_P), ("z", "kl")),
+        replace(
+            _latent("rsample_kl:softplus", _Q, ("z", "kl")),
+            options={"param": "softplus", "min_std": MIN_STD},
+            formula="rsample_kl_softplus",
+        ),
         replace(
             _latent("rsample_log_ratio", _Q, ("z", "log_ratio")),
             shapes=("128x64",),
@@ -231,87 +263,11 @@ OPS = {
             shapes=("256x32", "1024x32"),
         ),
         _likelihood("multinomial_log_prob", ("logits",), ("512x50000",), data="binary")[0],
-        replace(
-            _likelihood("colour_mixture_log_prob", ("parameters",), ("16x3x32x32",), data="grey")[
-                0
-            ],
-            components=10,
-        ),
+        _COLOURS,
         *(log_prob for log_prob, _ in _LIKELIHOODS),
         *(loss for _, loss in _LIKELIHOODS),
     )
 }
-
-
-# ---- Shapes --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The elements of one call, or of the several calls of a hierarchical model.
-
-    In halves, mu and logvar are what `chunk(2, dim=1)` gives of the encoder's output; their
-    gradient is that of the whole.
-    """
-
-    name: str
-    sizes: tuple[Size, ...]
-    halves: bool = False
-    text: str = ""
-
-    @classmethod
-    def parse(cls, name: str, text: str = "") -> Shape:
-        """A shape of the table, or such as "128x20" and "4x8x64x64-halves".
-
-        Raises:
-            ValueError: it is neither.
-        """
-        if name in SHAPES:
-            return SHAPES[name]
-        if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*)+({HALVES})?", name):
-            known = ", ".join(SHAPES)
-            raise ValueError(f"is {name!r}; want sizes as in 128x20, 128x40{HALVES}, or {known}")
-        halves = name.endswith(HALVES)
-        rows, columns, *rest = map(int, name.removesuffix(HALVES).split("x"))
-        if halves and columns % 2:
-            raise ValueError(f"is {name!r}; want an even second size, to be halved")
-        return cls(name, ((rows, columns // 2 if halves else columns, *rest),), halves, text)
-
-
-# The decoder of the CIFAR-10 model of Child 2021, "Very Deep VAEs Generalize Autoregressive Models
-# and Can Outperform Them on Images": resolution -> blocks, each with 16 latent channels, batch 16.
-_VDVAE = {1: 1, 4: 3, 8: 6, 16: 11, 32: 22}
-
-SHAPES: dict[str, Shape] = {}
-for _name, _text in (
-    ("128x20", "MNIST"),
-    ("128x10", "single-cell counts"),
-    ("4x8x64x64", "latent diffusion, images"),
-    ("4x8x64x64-halves", "as the encoder gives them"),
-    ("1x32x21x60x104", "latent diffusion, video"),
-    ("1x32x21x60x104-halves", "as the encoder gives them"),
-    ("128x784", "MNIST likelihood"),
-    ("64x3x64x64", "image likelihood"),
-    ("128x2000", "variable genes of single cells"),
-    ("128x10000", "all genes of single cells"),
-    ("1024x128", "wide latent"),
-    ("128x64", f"{SAMPLES} samples of it"),
-    ("128x40", "VampPrior's latent"),
-    ("256x64", "against a large mixture"),
-    ("512x50000", "a catalogue"),
-    ("16x3x32x32", "images in colour"),
-    ("256x32", "total correlation of a batch"),
-    ("1024x32", "of a large batch"),
-    ("64x16384", "large"),
-    ("32x262144", "larger than any cache"),
-):
-    SHAPES[_name] = Shape.parse(_name, _text)
-SHAPES["vdvae"] = Shape(
-    "vdvae",
-    tuple((16, 16, r, r) for r, blocks in _VDVAE.items() for _ in range(blocks)),
-    halves=True,
-    text="43 levels of a deep hierarchical VAE",
-)
 
 
 _SUMS = ("kl", "log_prob", "log_ratio", "loss", "joint", "marginals")
@@ -370,9 +326,6 @@ def fits(op: Op, shape: Shape) -> bool:
         return False  # whose rows have one dimension
     return ("mu" in op.inputs and not op.compares) or (not shape.halves and len(shape.sizes) == 1)
 
-
-# Where it is shown that no op is slower than what users write in its place (peers.IDIOMS).
-IDIOM_SHAPES = ("8x8", "128x10", "128x20", "128x784", "64x12288", "64x65536")
 
 # What this package promises for float32, forward + backward, two threads: how many times a peer's
 # time is fastvae's.

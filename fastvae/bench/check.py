@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvae import reference
+from fastvae import DiagonalGaussian, reference
 
 from .cases import Case
-from .inputs import SIGMA, Level
+from .inputs import Level
 
 __all__ = ["WrongResult", "check"]
 
@@ -103,16 +103,15 @@ def _names_of_gradients(case: Case) -> list[str]:
 
 def _definition(case: Case, tensors: list[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
     """The op's outputs in float64, with the noise that is in its z."""
-    function = case.op.function
+    function, options = case.op.function, case.op.options
     if function.endswith(("_log_prob", "_nll_loss")):
-        scale = (2 * math.log(SIGMA),) if case.op.name.endswith(":sigma") else ()
-        colours = {"components": case.op.components, "low": 0.0}
-        options = colours if function.startswith("colour") else {}
-        found = getattr(reference, function)(*tensors, *scale, **options)
+        given = dict(zip(case.op.inputs, tensors, strict=True))
+        weight = {"weight": given.pop("weight")} if "weight" in given else {}
+        found = getattr(reference, function)(*given.values(), **weight, **options)
         return [*found] if isinstance(found, tuple) else [found]
     right = []
     if function.startswith("rsample"):
-        mu, sigma = tensors[0], torch.exp(0.5 * tensors[1])
+        mu, sigma = tensors[0], DiagonalGaussian(*tensors[:2], **options).stddev
         eps = ((outputs[0].double() - mu) / sigma).detach()
         _check_normal(eps, _TOLERANCE[case.dtype])
         right.append(mu + sigma * eps)
@@ -121,7 +120,8 @@ def _definition(case: Case, tensors: list[Tensor], outputs: Sequence[Tensor]) ->
         log_p = reference.gaussian_log_prob(z, 0.0, event_ndim=dims)
         right.append(log_p - reference.gaussian_log_prob(z, *tensors, event_ndim=dims))
     if "kl" in function:
-        right.append(reference.kl_divergence(*tensors))
+        kl = getattr(reference, function.replace("rsample_kl", "kl_divergence"))
+        right.append(kl(*tensors, **options))
     return right
 
 

@@ -16,8 +16,9 @@ import torch
 from fastvae.files import write_text
 
 from . import machine, peers, report
-from .cases import DIRECTIONS, DTYPES, IDIOM_SHAPES, OPS, SHAPES, TARGETS, Case, Op, Shape, fits
+from .cases import DIRECTIONS, DTYPES, OPS, TARGETS, Case, Op, fits
 from .measure import Effort, Measurement, measure
+from .shapes import IDIOM_SHAPES, SHAPES, Shape
 
 __all__ = ["add_arguments", "main", "select"]
 

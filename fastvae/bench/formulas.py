@@ -20,8 +20,8 @@ from torch.distributions import (
 )
 from torch.nn import functional as F
 
-from .cases import SAMPLES
-from .inputs import SIGMA
+from .cases import MIN_STD, SIGMA
+from .shapes import SAMPLES
 
 __all__ = ["Distributions", "Formulas", "Library"]
 
@@ -34,7 +34,7 @@ class Library:
     """The public functions, by name, as another library has them."""
 
     def __getattr__(self, name: str) -> Any:
-        if not name.endswith("_nll_loss"):
+        if "_nll_loss" not in name:
             raise AttributeError(name)
         log_prob = getattr(self, name.replace("nll_loss", "log_prob"))
         return lambda *tensors: -log_prob(*tensors).mean()
@@ -59,8 +59,19 @@ class Formulas(Library):
         ratio = (exp(logvar) + (mu - prior_mu) ** 2) / exp(prior_logvar)
         return 0.5 * _rows(prior_logvar - logvar - 1 + ratio)
 
+    def balanced_kl_divergence(self, *operands: Any) -> Any:
+        """DreamerV2's."""
+        (*q, prior_mu, prior_logvar), kl = operands, self.kl_divergence
+        stopped = [self._stopped(t) for t in operands]
+        return 0.8 * kl(*stopped[:2], prior_mu, prior_logvar) + 0.2 * kl(*q, *stopped[2:])
+
     def rsample_kl(self, mu: Any, logvar: Any, *prior: Any) -> Any:
         return self.rsample(mu, logvar), self.kl_divergence(mu, logvar, *prior)
+
+    def rsample_kl_softplus(self, mu: Any, s: Any) -> tuple[Any, Any]:
+        std = self._softplus(s) + MIN_STD
+        kl = 0.5 * _rows(mu**2 + std**2 - 1 - 2 * self.lib.log(std))
+        return mu + std * self.normal_like(std), kl
 
     def rsample_log_ratio(self, mu: Any, logvar: Any) -> Any:
         std = self.lib.exp(0.5 * logvar)
@@ -75,8 +86,14 @@ class Formulas(Library):
         if logvar is None:
             constant = math.log(SIGMA) + 0.5 * math.log(2 * math.pi)
             return _rows(-0.5 * ((x - mean) / SIGMA) ** 2 - constant)
+        return _rows(self._gaussian(x, mean, logvar))
+
+    def gaussian_log_prob_weighted(self, x: Any, weight: Any, mean: Any, logvar: Any) -> Any:
+        return _rows(weight * self._gaussian(x, mean, logvar))
+
+    def _gaussian(self, x: Any, mean: Any, logvar: Any) -> Any:
         squares = (x - mean) ** 2 / self.lib.exp(logvar)
-        return -0.5 * _rows(math.log(2 * math.pi) + logvar + squares)
+        return -0.5 * (math.log(2 * math.pi) + logvar + squares)
 
     def bernoulli_log_prob(self, x: Any, logits: Any) -> Any:
         return _rows(self._bernoulli(x, logits))
@@ -141,8 +158,7 @@ class Formulas(Library):
 
     def _pairs(self, z: Any, mu: Any, logvar: Any) -> Any:
         z, mu, logvar = (t.reshape(len(t), -1) for t in (z, mu, logvar))
-        squares = (z[:, None] - mu) ** 2 / self.lib.exp(logvar)
-        return -0.5 * (math.log(2 * math.pi) + logvar + squares)
+        return self._gaussian(z[:, None], mu, logvar)
 
     def _logsumexp(self, t: Any, dim: int = 1) -> Any:
         if self.lib is torch:
@@ -188,6 +204,13 @@ class Formulas(Library):
 
         return gammaln(t)
 
+    def _stopped(self, t: Any) -> Any:
+        if self.lib is torch:
+            return t.detach()
+        from jax.lax import stop_gradient
+
+        return stop_gradient(t)
+
     def _bernoulli(self, x: Any, logits: Any) -> Any:
         if self.lib is torch:
             return -F.binary_cross_entropy_with_logits(logits, x, reduction="none")
@@ -214,6 +237,16 @@ class Distributions(Library):
         q = _gaussian(mu, logvar)
         return q.rsample(), kl_divergence(q, _prior(mu, *prior))
 
+    def balanced_kl_divergence(self, *operands: Tensor) -> Tensor:
+        stopped = [t.detach() for t in operands]
+        q, p = _gaussian(*operands[:2]), _gaussian(*operands[2:])
+        to_p = kl_divergence(_gaussian(*stopped[:2]), p)
+        return 0.8 * to_p + 0.2 * kl_divergence(q, _gaussian(*stopped[2:]))
+
+    def rsample_kl_softplus(self, mu: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        q = Independent(Normal(mu, F.softplus(s) + MIN_STD), mu.dim() - 1)
+        return q.rsample(), kl_divergence(q, _prior(mu))
+
     def rsample_log_ratio(self, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         q = _gaussian(mu, logvar)
         z = q.rsample((SAMPLES,))
@@ -222,6 +255,11 @@ class Distributions(Library):
     def gaussian_log_prob(self, x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
         scale = SIGMA if logvar is None else torch.exp(0.5 * logvar)
         return Independent(Normal(mean, scale), mean.dim() - 1).log_prob(x)
+
+    def gaussian_log_prob_weighted(
+        self, x: Tensor, weight: Tensor, mean: Tensor, logvar: Tensor
+    ) -> Tensor:
+        return _rows(weight * Normal(mean, torch.exp(0.5 * logvar)).log_prob(x))
 
     def bernoulli_log_prob(self, x: Tensor, logits: Tensor) -> Tensor:
         return Independent(Bernoulli(logits=logits), x.dim() - 1).log_prob(x)

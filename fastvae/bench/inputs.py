@@ -10,9 +10,7 @@ from torch import Tensor
 
 from .cases import Case
 
-__all__ = ["SIGMA", "Inputs", "Level", "make_inputs"]
-
-SIGMA = 0.5  # of a likelihood whose standard deviation is fixed
+__all__ = ["Inputs", "Level", "make_inputs"]
 
 # A set that is smaller than a 16th of the last cache is still there, in real use, when the op is
 # called: an encoder or a decoder has just written it.
@@ -77,6 +75,8 @@ def _make_set(case: Case, generator: torch.Generator) -> tuple[Level, ...]:
         t = torch.randn(
             case.op.size(operand, size), generator=generator, device=case.device, dtype=case.dtype
         )
+        if operand == "weight":  # a mask of which a sixth is left out
+            return (t > -1).to(t.dtype)
         return t.mul_(0.5) if operand.endswith(("logvar", "log_scale")) else t
 
     def upstream(operand: str, size: tuple[int, ...]) -> Tensor:

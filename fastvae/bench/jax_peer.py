@@ -42,7 +42,7 @@ class JaxProgram(Program):
             if case.shape.halves:
                 leaves = tuple(half for t in leaves for half in jnp.split(t, 2, axis=1))
             library = Formulas(jnp, partial(_normal_like, key))
-            y = getattr(library, case.op.function)(*leaves)
+            y = getattr(library, case.op.method)(*leaves)
             return y if isinstance(y, tuple) else (y,)
 
         # The data first: gradients are asked of the rest.

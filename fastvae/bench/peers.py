@@ -28,7 +28,7 @@ from fastvae import DiagonalGaussian
 
 from .cases import Case
 from .formulas import Distributions, Formulas, Library
-from .inputs import SIGMA, Inputs
+from .inputs import Inputs
 
 __all__ = [
     "FLOOR",
@@ -205,7 +205,7 @@ def compiled(function: Function) -> Function:
 
 def function_of(library: Library, case: Case) -> Function:
     """A case's op as a function of one call's leaves."""
-    function = getattr(library, case.op.function)
+    function = getattr(library, case.op.method)
     if not case.shape.halves:
         return function
     if len(case.op.inputs) == 2:
@@ -286,16 +286,19 @@ def stands_in(peer: str, case: Case) -> Function | None:
 
 def _fused(case: Case) -> Function:
     """As README recommends it; where the encoder's output is in halves, as one packed tensor."""
-    function = getattr(fastvae, case.op.function)
-    if case.op.name.endswith(":sigma"):
-        return lambda x, mean: function(x, mean, SIGMA, param="std")
-    if case.op.function.startswith("colour"):
-        return partial(function, components=case.op.components, low=0.0)
-    samples = {"sample_shape": case.op.samples} if case.op.samples else {}
+    op = case.op
+    function = getattr(fastvae, op.function)
+    if "weight" in op.inputs:
+        return lambda x, weight, *others: function(x, *others, weight=weight)
+    samples = {"sample_shape": op.samples} if op.samples else {}
     if not case.shape.halves:
-        return partial(function, **samples) if samples else function
-    method = {"kl_divergence": "kl"}.get(case.op.function, case.op.function)
-    gaussian = DiagonalGaussian.from_params
+        return partial(function, **op.options, **samples) if op.options or samples else function
+    method = {"kl_divergence": "kl"}.get(op.function, op.function)
+    if not hasattr(DiagonalGaussian, method):
+        return lambda q, p: function(*q.chunk(2, dim=1), *p.chunk(2, dim=1))
+
+    def gaussian(params: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian.from_params(params, **op.options)
 
     def packed(q: Tensor, *p: Tensor) -> Any:
         return getattr(gaussian(q), method)(*map(gaussian, p), **samples)

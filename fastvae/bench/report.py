@@ -130,15 +130,17 @@ def _cells(texts: Sequence[str]) -> str:
 
 
 def markdown(measurements: Sequence[Measurement], programs: Sequence[str]) -> str:
-    """The same as a table for a README, without what all cases share."""
-    heads = ["op", "shape", "µs", "of limit", *(TITLES.get(name, name) for name in programs)]
-    heads += ["saved, B: fastvae", "eager"]
+    """The same as a table for a README, without a type and a number of threads that all share."""
+    named = ["direction", *_differing(measurements)]
+    heads = ["op", "shape", *(_HEADS.get(name, name) for name in named), "µs", "of limit"]
+    heads += [*(TITLES.get(name, name) for name in programs), "saved, B: fastvae", "eager"]
     lines = [heads, ["---"] * len(heads)]
     for found in measurements:
         if FUSED not in found.seconds:
             continue
         case, entry = found.case, _program(found, FUSED)
         cells = [f"`{case.op.name}`", case.shape.name.replace("x", "×")]
+        cells += [str(getattr(case, name)) for name in named]
         cells.append(f"{1e6 * entry['seconds']['median']:.0f}")
         cells.append(f"{entry['share_of_limit']['median']:.0%}")
         cells += [_ratio(found, name).partition(" <")[0] for name in programs]
@@ -152,21 +154,33 @@ def markdown(measurements: Sequence[Measurement], programs: Sequence[str]) -> st
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+_HEADS = {"dtype_name": "dtype"}
+
+
+def _differing(measurements: Sequence[Measurement]) -> list[str]:
+    """The settings that tell cases of one op, shape and direction apart."""
+    settings = ("dtype_name", "threads")
+    return [name for name in settings if len({getattr(m.case, name) for m in measurements}) > 1]
+
+
 def idioms_markdown(measurements: Sequence[Measurement]) -> str:
     """How many times fastvae's time the strongest idiom takes, and two ATen ops, shape by shape."""
     shapes = list(dict.fromkeys(found.case.shape.name for found in measurements))
-    heads = ["op", "in its place", "threads", *(name.replace("x", "×") for name in shapes)]
+    heads = ["op", "in its place", "direction", "threads"]
+    heads += [name.replace("x", "×") for name in shapes]
     lines = [heads, ["---"] * len(heads)]
-    cells: dict[tuple[str, str, int], dict[str, str]] = {}
+    cells: dict[tuple[str, str, str, int], dict[str, str]] = {}
     for found in measurements:
         case = found.case
         for peer in (IDIOM, FLOOR):
             if peer in found.seconds and FUSED in found.seconds:
-                row = cells.setdefault((case.op.name, peer, case.threads), {})
+                key = case.op.name, peer, case.direction, case.threads
+                row = cells.setdefault(key, {})
                 row[case.shape.name] = f"{found.ratio(peer, FUSED).median:.2f}"
-    for (op, peer, threads), row in cells.items():
+    for (op, peer, direction, threads), row in cells.items():
         name = f"`{IDIOMS[op][0]}`" if peer == IDIOM else "a graph of two ATen ops"
-        lines.append([f"`{op}`", name, str(threads), *(row.get(s, "–") for s in shapes)])
+        row_of = [f"`{op}`", name, direction, str(threads)]
+        lines.append([*row_of, *(row.get(s, "–") for s in shapes)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
