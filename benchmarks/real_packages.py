@@ -2,32 +2,53 @@
 python benchmarks/real_packages.py
 
 For each model: the share of a step that the replaced calls take, forward alone (VAMP's holds its
-encoder's pass over the pseudo-inputs); the time of a step (forward, backward and Adam) as it is and
-patched, in turns, medians; how many calls of a step were served and passed on. Before that, losses
-that hold no noise are compared. Needs `pip install '.[diffusers,pythae,multivae]'`; a package that
-is not there is a line that says so. scvi-tools has `benchmarks/scvi_epochs.py`.
+encoder's pass over the pseudo-inputs); the processor time of a step (forward, backward and Adam) as
+it is and patched, in turns, medians; how many calls of a step were served and passed on. Before
+that, what holds no noise is compared. A package whose replaced calls are a small share of every
+step has nothing to gain, and a line says so. Needs
+`pip install '.[diffusers,pythae,multivae,pyro,scvi]'`; a package that is not there is a line that
+says so. Epochs of scvi-tools, with their ELBO, are those of `benchmarks/scvi_epochs.py`, other
+sizes of Pyro's VAE those of `benchmarks/pyro_steps.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 from fastvae.bench import machine
 from fastvae.integrations.patching import Patch
 
-Step = Callable[[], torch.Tensor]
+Step = Callable[[], object]
+Models = Iterator[tuple[str, Step]]
+
+_SMALL = 0.03  # share of a step, below which there is nothing to gain
 
 
-def diffusers_models() -> Iterator[tuple[str, torch.nn.Module, Step]]:
+def training(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
+    """A step of a module in PyTorch's usual style."""
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def diffusers_models() -> Models:
     from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "norm_num_groups": 8}
@@ -52,10 +73,10 @@ def diffusers_models() -> Iterator[tuple[str, torch.nn.Module, Step]]:
             q = model.encode(x).latent_dist
             return (model.decode(q.sample()).sample - x).square().mean() + 1e-6 * q.kl().mean()
 
-        yield name, model, loss
+        yield name, training(model, loss)
 
 
-def pythae_models() -> Iterator[tuple[str, torch.nn.Module, Step]]:
+def pythae_models() -> Models:
     from pythae import models
 
     for name, infix in (
@@ -70,10 +91,10 @@ def pythae_models() -> Iterator[tuple[str, torch.nn.Module, Step]]:
         model = getattr(models, name)(config(input_dim=(1, 28, 28), latent_dim=16))
         data = {"data": torch.rand(128, 1, 28, 28)}
         extra = {"dataset_size": 50_000} if name == "BetaTCVAE" else {}
-        yield name, model, lambda model=model, data=data, extra=extra: model(data, **extra).loss
+        yield name, training(model, partial(_loss, model, data, extra))
 
 
-def multivae_models() -> Iterator[tuple[str, torch.nn.Module, Step]]:
+def multivae_models() -> Models:
     from multivae import models
     from multivae.data.datasets.base import MultimodalBaseDataset
 
@@ -82,19 +103,55 @@ def multivae_models() -> Iterator[tuple[str, torch.nn.Module, Step]]:
     for name in ("MVAE", "MoPoE", "JMVAE", "MVTCAE", "CRMVAE"):
         config = getattr(models, f"{name}Config")(n_modalities=2, latent_dim=16, input_dims=shapes)
         model = getattr(models, name)(config)
-        yield name, model, lambda model=model: model(data).loss
+        yield name, training(model, partial(_loss, model, data, {}))
 
 
-def take(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Step) -> float:
+def _loss(model: Any, data: Any, options: dict[str, Any]) -> torch.Tensor:
+    return model(data, **options).loss
+
+
+def pyro_models() -> Models:
+    import pyro
+    from pyro import infer
+    from pyro_steps import VAE
+
+    for size, hidden, latent, batch in ((784, 400, 20, 128), (784, 32, 16, 256)):
+        for elbo in ("Trace_ELBO", "TraceMeanField_ELBO"):
+            pyro.clear_param_store()
+            vae, x = VAE(size, hidden, latent), torch.randn(batch, size)
+            optimizer = pyro.optim.Adam({"lr": 1e-4})
+            svi = infer.SVI(vae.model, vae.guide, optimizer, loss=getattr(infer, elbo)())
+            yield f"VAE, {size}-{hidden}-{latent}, {elbo}", partial(svi.step, x)
+
+
+def scvi_models() -> Models:
+    import anndata
+    import scvi
+    from simulated_counts import simulate
+
+    scvi.settings.verbosity = logging.ERROR
+    data = anndata.AnnData(simulate(128, 2000)[0].astype(np.float32))
+    scvi.model.SCVI.setup_anndata(data)
+    for likelihood in ("zinb", "nb", "poisson"):
+        model = scvi.model.SCVI(data, gene_likelihood=likelihood)
+        (batch,) = model._make_data_loader(adata=data, batch_size=128)
+        loss = partial(_scvi_loss, model.module, batch)
+        yield f"SCVI, {likelihood}", training(model.module, loss)
+
+
+def _scvi_loss(module: Any, batch: Any) -> torch.Tensor:
+    _, _, losses = module(batch)
+    return losses.loss
+
+
+def take(step: Step) -> float:
     """Seconds of one step, of this process."""
     start = time.process_time()
-    optimizer.zero_grad()
-    loss().backward()
-    optimizer.step()
+    step()
     return time.process_time() - start
 
 
-def share_of(integration: Any, step: Callable[[], float]) -> float:
+def share_of(integration: Any, step: Step) -> float:
     """What the calls that the patch replaces take of a step, forward, unpatched."""
     spent, depth = 0.0, 0
 
@@ -115,7 +172,7 @@ def share_of(integration: Any, step: Callable[[], float]) -> float:
     with mock.patch.object(Patch, "_instead_of", timed), integration.patch():
         step()
         spent = 0.0
-        whole = sum(step() for _ in range(5))
+        whole = sum(take(step) for _ in range(5))
     return spent / whole
 
 
@@ -142,6 +199,13 @@ def noiseless(package: str) -> float:
                 VAE(VAEConfig(**size)).loss_function(recon, x, mu, log_var, z)[0],
                 BetaTCVAE(BetaTCVAEConfig(**size)).loss_function(recon, x, mu, log_var, z, 5000)[0],
             ]
+        if package == "pyro":
+            import pyro.distributions as dist
+
+            q, p = (dist.Normal(m, log_var.exp()).to_event(1) for m in (mu, z))
+            return [q.log_prob(z), torch.distributions.kl_divergence(q, p)]
+        if package == "scvi":
+            return scvi_log_probs(mu.double().exp(), log_var.double().exp(), z.double())
         assert package == "multivae"
         from multivae.models.base.base_utils import kl_divergence
 
@@ -160,7 +224,29 @@ def noiseless(package: str) -> float:
     return max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
 
 
-MODELS = {"diffusers": diffusers_models, "pythae": pythae_models, "multivae": multivae_models}
+def scvi_log_probs(
+    mean: torch.Tensor, theta: torch.Tensor, logits: torch.Tensor
+) -> list[torch.Tensor]:
+    """In float64: in float32 scvi-tools' difference of gamma functions has fewer digits."""
+    from scvi import distributions
+
+    x = mean.round()
+    return [
+        distributions.ZeroInflatedNegativeBinomial(mu=mean, theta=theta, zi_logits=logits).log_prob(
+            x
+        ),
+        distributions.NegativeBinomial(mu=mean, theta=theta).log_prob(x),
+        distributions.Poisson(rate=mean).log_prob(x),
+    ]
+
+
+MODELS = {
+    "diffusers": diffusers_models,
+    "pythae": pythae_models,
+    "multivae": multivae_models,
+    "pyro": pyro_models,
+    "scvi": scvi_models,
+}
 
 
 def main() -> None:
@@ -181,44 +267,43 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for package in arguments.packages:
         try:
-            models = list(MODELS[package]())
+            difference = noiseless(package)
         except ImportError as error:
             print(f"{package}: left out, {error}")
             continue
         integration = importlib.import_module(f"fastvae.integrations.{package}")
-        difference = noiseless(package)
         assert difference < 1e-5, f"{package}: noiseless losses differ by {difference:.1e}"
-        for name, model, loss in models:
-            if arguments.models and name not in arguments.models:
-                continue
-            row(package, name, model.train(), loss, integration, arguments.rounds)
+        shares = [
+            row(package, name, step, integration, arguments.rounds)
+            for name, step in MODELS[package]()  # one after the other: Pyro has one store
+            if not arguments.models or name in arguments.models
+        ]
+        if shares and max(shares) < _SMALL:
+            print(f"{package}: at most {max(shares):.1%} of a step, so there is nothing to gain")
 
 
-def row(
-    package: str, name: str, model: torch.nn.Module, loss: Step, integration: Any, rounds: int
-) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+def row(package: str, name: str, step: Step, integration: Any, rounds: int) -> float:
+    """Prints a model's line; the share of the replaced calls."""
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for index in range(-3, rounds):
         for patched in (False, True) if index % 2 else (True, False):
             if patched:
                 with integration.patch() as patch:
-                    spent = take(model, optimizer, loss)
+                    spent = take(step)
             else:
-                spent = take(model, optimizer, loss)
+                spent = take(step)
             if index >= 0:
                 seconds[patched].append(spent)
     ratios = [a / b for a, b in zip(seconds[False], seconds[True], strict=True)]
-    share = share_of(integration, lambda: take(model, optimizer, loss))
-    low, _, high = statistics.quantiles(ratios, n=4)
+    share = share_of(integration, step)
+    low, middle, high = statistics.quantiles(ratios, n=4)
     print(
         f"| {package} | {name} | {share:.1%} | {1e3 * statistics.median(seconds[False]):.2f} "
-        f"| {1e3 * statistics.median(seconds[True]):.2f} "
-        f"| {statistics.median(seconds[False]) / statistics.median(seconds[True]):.3f} "
-        f"({low:.2f}–{high:.2f}) "
+        f"| {1e3 * statistics.median(seconds[True]):.2f} | {middle:.3f} ({low:.2f}–{high:.2f}) "
         f"| {sum(patch.served.values())} | {sum(patch.passed_on.values())} |",
         flush=True,
     )
+    return share
 
 
 if __name__ == "__main__":

@@ -376,3 +376,45 @@ def test_kl_to_a_multivariate_normal_is_left_alone(pyro: Any) -> None:
     want = kl_divergence(q, p)
     with patch_pyro():
         torch.testing.assert_close(kl_divergence(q, p), want)
+
+
+def test_pyro_score_gradients_are_as_exact(pyro: Any) -> None:
+    """Gradients of the score, of samples that are not differentiated: without bias, and with the
+    variance that PyTorch's noise gives them, which the product of all terms is sensitive to."""
+    import pyro.distributions as dist
+    from pyro.distributions.testing import fakes
+
+    from fastvae.integrations.pyro import patch as patch_pyro
+
+    x, normal, particles = torch.tensor([-0.5, 2.0]), fakes.NonreparameterizedNormal, 1000
+
+    def model() -> None:
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide() -> None:
+        scale = pyro.param("scale", lambda: torch.ones(()))
+        with pyro.plate("data", 2):
+            pyro.sample("z", normal(torch.zeros(2), scale))
+
+    elbo = pyro.infer.Trace_ELBO(
+        num_particles=particles, vectorize_particles=True, max_plate_nesting=1
+    )
+
+    def gradient() -> Tensor:
+        elbo.loss_and_grads(model, guide)
+        scale = pyro.param("scale").unconstrained()
+        found, scale.grad = scale.grad.clone(), None
+        return found
+
+    with patch_pyro() as patch:
+        patched = torch.stack([gradient() for _ in range(300)])
+    assert patch.served["Normal.sample"] or patch.served["Normal.rsample"]
+    # One particle's: -sum (z^2 - 1) ln N(x; z, 1), ln N = -1/2 (x - z)^2 - 1/2 ln 2 pi.
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1_000_000, 2, generator=generator, dtype=torch.float64)
+    of_one = (0.5 * (z**2 - 1) * ((x - z) ** 2 + torch.tensor(2 * torch.pi).log())).sum(1)
+    spread = of_one.std() / particles**0.5
+    assert abs(patched.mean() - 2) < 4 * spread / 300**0.5
+    assert abs(patched.std() / spread - 1) < 0.17  # four standard errors
