@@ -122,9 +122,10 @@ void cut(Pass& pass, const Step& step, DType dtype) {
   const Plan& plan = pass.plan;
   const int size = sizes[int(dtype)], width = width_of(size);
   const bool one_scale = step.scale_input > 0 && plan.input[step.scale_input].layout.inner == 0;
-  const bool wide = width > 1 &&
+  const Bounding bounding = plan.settings.scale.bounding;
+  const bool wide = width > 1 && (bounding == Bounding::none || is_clamp(bounding)) &&
                     has_wide_kernel(step, pass.sums, plan.settings.scale.logarithmic, one_scale,
-                                    plan.settings.scale.bounding != Bounding::none) &&
+                                    is_clamp(bounding)) &&
                     can_be_wide(plan, step, width, size, one_scale ? step.scale_input : -1);
   const int n = wide ? width : 1;
   pass.cut = pass.sums == Sums::columns

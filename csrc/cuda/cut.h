@@ -38,7 +38,12 @@ enum class Sums : int {
 };
 
 // Which kernels with wide accesses there are. All else goes element by element: forms that are
-// rare, and operands that are not aligned or have one value for a whole piece.
+// rare, and operands that are not aligned or have one value for a whole piece. Of bounds, clamps
+// are the ones that large latents have; the others take so many instructions, eight times over,
+// that a quarter of all would be theirs.
+constexpr bool is_clamp(Bounding bounding) {
+  return bounding == Bounding::hard || bounding == Bounding::straight_through;
+}
 constexpr bool has_wide_kernel(const Step& step, Sums sums, bool logarithmic, bool one_scale,
                                bool bounded) {
   if (bounded && (step.bounded_input == 0 || !logarithmic || sums == Sums::columns)) return false;

@@ -42,26 +42,28 @@ struct Variant {
   __device__ static Settings settings(const Plan& plan) {
     Settings settings = plan.settings;
     if (N > 1) settings.scale.logarithmic = kLogarithmic_;
+    if (N > 1 && kBounded_ && settings.scale.bounding != Bounding::hard)
+      settings.scale.bounding = Bounding::straight_through;
     return settings;
   }
   // Blocks that a multiprocessor holds at once, which limits their registers: the fewer operands a
   // thread holds, the more threads can have loads under way.
   static constexpr int kOperands =
       I + kStep.outputs + int(kStep.value && kSums == Sums::none) + int(kSums == Sums::columns);
-  static constexpr bool kSlow = kStep.slow || (kBounded_ && sizeof(T) == 2);
   // A value of its own for each element, beside their gradients.
   static constexpr bool kAllAtOnce = kStep.value && kSums == Sums::none && kStep.outputs > 1;
-  static constexpr bool kOneAtOnce = (sizeof(T) == 2 && (kOperands > 8 || kAllAtOnce)) ||
-                                     (kStep.huge && (sizeof(T) != 4 || kAllAtOnce)) ||
-                                     (sizeof(T) == 8 && kOperands >= 8);
-  // Gradients of elements, which are loads, stores and little else.
+  static constexpr bool kOneAtOnce =
+      (sizeof(T) == 2 && (kOperands + kBounded_ > 8 || kAllAtOnce)) ||
+      (kStep.huge && (sizeof(T) != 4 || kAllAtOnce)) || (sizeof(T) == 8 && kOperands >= 8);
+  // Gradients of elements, which are loads, stores and little else; a log-probability's, with a
+  // clamp, are a register too many.
   static constexpr bool kMap = N > 1 && sizeof(T) == 4 && kSums == Sums::none && !kStep.noise &&
-                               !kStep.value;
-  static constexpr int kBlocksAtOnce = kOneAtOnce                ? 1
-                                       : sizeof(T) == 8 || kSlow ? 2
-                                       : kOperands <= 2 && N > 1 ? 4
-                                       : kOperands <= 3 || kMap  ? 3
-                                                                 : 2;
+                               !kStep.value && !(kBounded_ && kStep.scale_input > 0);
+  static constexpr int kBlocksAtOnce = kOneAtOnce                     ? 1
+                                       : sizeof(T) == 8 || kStep.slow ? 2
+                                       : kOperands <= 2 && N > 1      ? 4
+                                       : kOperands <= 3 || kMap       ? 3
+                                                                      : 2;
   // Elements after the last wide access go one by one.
   static constexpr bool kHasRest = N > 1 && !kStep.noise;
 };
@@ -353,7 +355,7 @@ cudaError_t start(const Plan& plan, const Cut& cut, cudaStream_t stream) {
 template <class Op, class T, Sums kSums>
 cudaError_t launch_for(const Plan& plan, const Cut& cut, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  const bool bounded = plan.settings.scale.bounding != Bounding::none;
+  const bool bounded = is_clamp(plan.settings.scale.bounding);
   const auto wide = [&]<bool kLogarithmic, bool kOneScale, bool kBounded>() {
     if constexpr (kWidth<T> > 1 &&
                   has_wide_kernel(Op::step, kSums, kLogarithmic, kOneScale, kBounded)) {
