@@ -1,6 +1,7 @@
-"""Builds fastvae._C: pybind11 module and stable-ABI operators, CPU and CUDA, in one binary.
+"""Builds what fastvae/binaries.py tells of: kernels, a pybind11 module, autograd's nodes.
 
 FASTVAE_CUDA=0|1 leaves the CUDA kernels out or demands them (unset: built if nvcc is found).
+FASTVAE_PARTS="_C _nodes" builds these alone, of libfastvae, _C and _nodes (unset: all).
 FASTVAE_REQUIRE_EXT=1 makes it an error that nothing can be compiled (unset: install without).
 TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean to PyTorch.
 """
@@ -16,6 +17,10 @@ from torch.utils import cpp_extension
 
 ARCHS = ("8.0", "9.0", "10.0", "12.0")  # 8.0 serves 8.6 and 8.9 too
 X86 = ["-DFASTVAE_X86"] if platform.machine().lower() in ("x86_64", "amd64") else []
+binaries = runpy.run_path("fastvae/binaries.py")
+SUFFIX, NODES = binaries["SUFFIX"], binaries["nodes_file"](torch.__version__)
+FLAGS = ["-std=c++20", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
+FLAGS += ["-fno-trapping-math"]  # 10 % faster
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "dq", "bw", "vl")), "-mprefer-vector-width=512"]
 # Of gcc's own header, https://gcc.gnu.org/PR105593
@@ -26,7 +31,17 @@ APART = [*FILE_FLAGS, "baseline", "baseline_log_sums"] if X86 else []
 
 
 class BuildExt(cpp_extension.BuildExtension):
-    """Adds flags per file, and a build folder that outlives `pip install`, for quick rebuilds."""
+    """Adds names, flags per file, and a build folder that outlives `pip install`, for rebuilds."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        path = super().get_ext_filename(fullname).replace(f"_nodes{SUFFIX}", NODES)
+        return path.replace(f"libfastvae{SUFFIX}", "libfastvae.so")
+
+    def run(self) -> None:
+        folder = Path("." if self.inplace else self.build_lib)
+        for old in folder.glob(f"fastvae/_nodes*{SUFFIX}"):  # another torch's, of earlier sources
+            old.unlink()
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         self.build_temp = f"build/{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
@@ -36,7 +51,7 @@ class BuildExt(cpp_extension.BuildExtension):
             options = (f"{self.build_temp}/{name}", ext.define_macros, ext.include_dirs)
             return self.compiler.compile([f"csrc/cpu/{name}.cpp"], *options, extra_postargs=flags)
 
-        if ext.name == "fastvae._C":
+        if ext.name == "fastvae.libfastvae":
             with ThreadPoolExecutor() as pool:
                 ext.extra_objects += sum(pool.map(compile_file, FILE_FLAGS), [])
         super().build_extension(ext)
@@ -54,14 +69,12 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
-def extensions() -> list[Extension]:
-    flags = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]  # the last: 10 % faster
-    flags += ["-fvisibility=hidden", "-g0"]
-    cxx = ["-O3", "-std=c++20", *flags, f'-DFASTVAE_TORCH_BUILT="{torch.__version__}"', *X86]
-    cu = ["-O3", "-std=c++20", "-Xcompiler=" + ",".join(flags), "--fmad=false", "-DUSE_CUDA"]
+def kernels() -> Extension:
+    cxx = ["-O3", *FLAGS, f'-DFASTVAE_TORCH_BUILT="{torch.__version__}"', *X86]
+    cu = ["-O3", FLAGS[0], "-Xcompiler=" + ",".join(FLAGS[1:]), "--fmad=false", "-DUSE_CUDA"]
     cu += ["-Xfatbin=-compress-all"]  # a quarter of the size
     link = ["-Wl,--no-as-needed", "-ltorch"] * (sys.platform == "linux")  # leads to libtorch_cuda
-    patterns = ("*.cpp", "ops/*.cpp", "cpu/[!a]*.cpp")  # no avx
+    patterns = ("ops/*.cpp", "cpu/[!a]*.cpp")  # no avx
     sources = [path for pattern in patterns for path in Path("csrc").glob(pattern)]
     if nvcc := find_nvcc():
         # nvcc may be a wrapper script, so its toolkit is where it says, not where it lies.
@@ -76,21 +89,27 @@ def extensions() -> list[Extension]:
         cxx += ["-DUSE_CUDA", f'-DFASTVAE_CUDA="{version}"', f'-DFASTVAE_CUDA_ARCHS="{archs}"']
         link += [f"-L{home}/lib64", f"-L{home}/lib", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
         sources += Path("csrc/cuda").glob("*.cu")
-    binary = cpp_extension.CppExtension(
-        "fastvae._C",
+    library = cpp_extension.CppExtension(
+        "fastvae.libfastvae",
         sorted(str(path) for path in sources if path.stem not in APART),
-        include_dirs=[pybind11.get_include()],  # before torch's own copy of pybind11
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],  # the oldest torch: 2.11
         extra_compile_args={"cxx": cxx, "nvcc": cu},
         extra_link_args=link,
     )
+    library.libraries.remove("torch_python")
+    return library
+
+
+def extensions() -> list[Extension]:
+    cxx = {"cxx": ["-O2", *FLAGS], "nvcc": []}
+    include = [pybind11.get_include(), *cpp_extension.include_paths()]  # before torch's copy of it
+    module = Extension("fastvae._C", ["csrc/module.cpp"], include, extra_compile_args=cxx)
     # Nodes of autograd's graph, which the stable ABI does not have: for this torch alone.
-    nodes = cpp_extension.CppExtension(
-        "fastvae._nodes",
-        sorted(map(str, Path("csrc/autograd").glob("*.cpp"))),
-        extra_compile_args={"cxx": ["-O2", *cxx[1:]], "nvcc": []},
-    )
-    return [binary, nodes]
+    sources = sorted(map(str, Path("csrc/autograd").glob("*.cpp")))
+    nodes = cpp_extension.CppExtension("fastvae._nodes", sources, extra_compile_args=cxx)
+    parts = (os.environ.get("FASTVAE_PARTS") or "libfastvae _C _nodes").split()
+    made = [kernels()] if "libfastvae" in parts else []
+    return made + [ext for ext in (module, nodes) if ext.name.removeprefix("fastvae.") in parts]
 
 
 os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # where pip puts ninja

@@ -1,9 +1,12 @@
-// The Python module fastvae._C: what this binary is. Importing it also registers the operators of
-// ops/register.cpp with PyTorch, because both live in the same shared library.
+// The Python module fastvae._C, one for each Python: what the library of kernels is. Importing it
+// loads that library, which registers the operators of ops/register.cpp with PyTorch.
+#include <dlfcn.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include "cpu/dispatch.h"
+#include <string>
+
+#include "formulas/all.h"
 #include "formulas/philox.h"
 #include "ops/api.h"
 
@@ -11,14 +14,20 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr const char* kCompiler =
-#if defined(__clang__)
-    "Clang " __clang_version__;
-#elif defined(__GNUC__)
-    "GCC " __VERSION__;
-#else
-    "unknown";
-#endif
+// The library of kernels, free of Python, which lies beside this module.
+const fastvae::Api& load_kernels() {
+  Dl_info here;
+  if (!dladdr(reinterpret_cast<void*>(&load_kernels), &here))
+    throw py::import_error("fastvae._C does not find its own file");
+  std::string path = here.dli_fname;
+  path.replace(path.rfind('/') + 1, path.npos, "libfastvae.so");
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* symbol = library ? dlsym(library, "fastvae_api") : nullptr;
+  if (!symbol) throw py::import_error(dlerror());
+  const fastvae::Api* api = reinterpret_cast<decltype(&fastvae_api)>(symbol)();
+  if (!api->fits()) throw py::import_error("libfastvae.so was built from other sources");
+  return *api;
+}
 
 // "Rsample::Forward" of the kernels' names, and its inputs, outputs and whether it gives a value.
 template <class S>
@@ -38,28 +47,14 @@ py::list describe_steps(fastvae::List<S...>) {
   return steps;
 }
 
-py::list split(const char* text, char separator) {
-  return py::str(text).attr("split")(std::string(1, separator));
-}
+py::object split(const char* text) { return text ? py::str(text).attr("split")(";") : py::none(); }
 
-py::dict build_info() {
-  py::dict info;
-  info["compiler"] = kCompiler;
-  info["cxx_standard"] = static_cast<long>(__cplusplus);
-  info["torch_built"] = FASTVAE_TORCH_BUILT;
-#ifdef USE_CUDA
-  info["cuda_version"] = FASTVAE_CUDA;
-  info["cuda_archs"] = split(FASTVAE_CUDA_ARCHS, ';');
-#else
-  info["cuda_version"] = py::none();
-  info["cuda_archs"] = py::none();
-#endif
-#if FASTVAE_X86
-  info["instruction_sets"] = split("avx2;avx512", ';');
-#else
-  info["instruction_sets"] = split("baseline", ';');
-#endif
-  return info;
+py::dict build_info(const fastvae::Build& build) {
+  using namespace py::literals;
+  return py::dict("compiler"_a = build.compiler, "cxx_standard"_a = build.cxx_standard,
+                  "torch_built"_a = build.torch, "cuda_version"_a = build.cuda,
+                  "cuda_archs"_a = split(build.cuda_archs),
+                  "instruction_sets"_a = split(build.instruction_sets));
 }
 
 // ---- Doors for the tests into the code that the kernels are made of -----------------------------
@@ -109,11 +104,12 @@ py::list elementary(const py::array_t<R, py::array::c_style>& t) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The native part of fastvae; use it through the fastvae package.";
-  m.def("build_info", &build_info, "What this binary was built with and for.");
-
-  m.def("cpu_capability", &fastvae::cpu_capability, "The instruction set that the kernels use.");
-
-  m.attr("_api") = py::capsule(&fastvae::api(), fastvae::kApiCapsule);
+  const fastvae::Api& api = load_kernels();
+  m.def(
+      "build_info", [&api] { return build_info(api.build); },
+      "What the kernels were built with and for.");
+  m.def("cpu_capability", api.cpu_capability, "The instruction set that the kernels use.");
+  m.attr("_api") = py::capsule(&api, fastvae::kApiCapsule);
   m.def(
       "_steps", [] { return describe_steps(fastvae::Steps()); },
       "The rows of the kernel tables: name, inputs, outputs, whether there is a value, slow.");

@@ -29,8 +29,8 @@ def advice(
     devices: Sequence[dict[str, str]],
     *,
     problem: str = "",
-    torch: str = "",
     has_cpu: bool = True,
+    has_nodes: bool = True,
     lacking: Sequence[str] = (),
     here: Path = _HERE,
 ) -> list[str]:
@@ -40,8 +40,8 @@ def advice(
         build: what the binary says of itself, if it loaded.
         devices: the CUDA devices, each with its `name` and `capability`.
         problem: why it did not load.
-        torch: the version that runs.
         has_cpu: whether there are kernels for this processor.
+        has_nodes: whether there are autograd's nodes in C++ for the torch that runs.
         lacking: the ops that the binary does not have.
         here: the folder of the package that was imported.
     """
@@ -69,7 +69,7 @@ def advice(
         found.append(f"until then the eager path computes {', '.join(lacking)}")
     if not has_cpu:
         found.append("CPU tensors take the eager path; the kernels want a CPU with AVX2")
-    if build["torch_built"] != torch:
+    if not has_nodes:
         found.append(f"calls cost less with autograd's nodes for this torch; {_REBUILD}")
     if devices and build["cuda_archs"] is None:
         install = "" if cuda_toolkit.find_nvcc() else f"get nvcc: {cuda_toolkit.INSTALL}; then "

@@ -6,8 +6,9 @@
 - "compiled": the definitions by `torch.compile`, which makes one kernel of noise, sampling and KL
   where it has a compiler for the device: ROCm, XPU, CUDA without nvcc.
 
-Importing this module loads the binary `fastvae._C`, which registers `torch.ops.fastvae`. A binary
-that is missing or does not load never raises: it means the eager path and one warning.
+Importing this module loads the binary `fastvae._C` and with it the kernels, which registers
+`torch.ops.fastvae`. A binary that is missing or does not load never raises: it means the eager path
+and one warning.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch  # before the binary, whose undefined symbols are torch's
 from torch import Tensor
 
+from . import binaries
 from .advice import advice, version
 
 __all__ = [
@@ -49,11 +50,9 @@ def _load_binary() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module("fastvae._C"), ""
     except ModuleNotFoundError:
-        here = Path(__file__).parent
-        others = [path.name for path in here.glob("_C.*")]
-        if others:
-            return None, f"the binary does not load: {others[0]} is for another Python"
-        record = here / "_no_binary.txt"  # written by setup.py
+        if others := binaries.pythons():
+            return None, f"the binary does not load: it is for other Pythons, {', '.join(others)}"
+        record = binaries.HERE / "_no_binary.txt"  # written by setup.py
         reason = record.read_text(encoding="utf-8").strip() if record.is_file() else ""
         return None, f"no binary was built: {reason or 'the extension was never compiled'}"
     except Exception as error:  # another torch's or Python's ABI, a missing library
@@ -85,18 +84,18 @@ if _binary is None and _wanted == "native":
 
 
 def _load_nodes() -> tuple[Any, str]:
-    """`fastvae._nodes`, and why: or None, and why Python's Functions take their place."""
+    """Autograd's nodes in C++, and why: or None, and why Python's Functions take their place."""
     if _binary is None:
         return None, "no binary"
     if not HAS_CPU:
         return None, "no kernels for this processor"
     if os.environ.get("FASTVAE_NODES") == "0":
         return None, "FASTVAE_NODES=0"
-    built = _binary.build_info()["torch_built"]
-    if built != torch.__version__:  # its ABI changes with every torch: not even to be loaded
-        return None, f"built for torch {built}"
+    built = binaries.nodes_for()
+    if binaries.torch_abi(torch.__version__) not in built:
+        return None, f"built for torch {', '.join(built)}" if built else "none for this Python"
     try:
-        return importlib.import_module("fastvae._nodes"), "built for this torch"
+        return binaries.load_nodes(torch.__version__), "built for this torch"
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
 
@@ -199,8 +198,8 @@ def info() -> dict[str, Any]:
             build,
             devices,
             problem=_problem,
-            torch=torch.__version__,
             has_cpu=HAS_CPU,
+            has_nodes=binaries.torch_abi(torch.__version__) in binaries.nodes_for(),
             lacking=_lacking,
         ),
     }

@@ -30,6 +30,7 @@ from torch.utils import cpp_extension
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BUILD = ROOT / "build" / "tests"
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 CXX = os.environ.get("CXX") or "c++"
 
 FLAGS = (
@@ -125,19 +126,22 @@ def _ninja() -> str:
         lines[f"{line}\n  flags = {flags}\n  libraries = {libraries}"] = None
         return target
 
-    libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()]
+    folders = [f"-L{folder}" for folder in cpp_extension.library_paths()]
     for name in ("cuda", "cuda_asan", "cpu_asan", "cpu_tsan", "portable_asan"):
         device, _, sanitizer = name.partition("_")
         # What lies around the loops is the same on both devices: one of them checks it.
         around = sanitizer if device == "cpu" else ""
-        objects = [compiled("csrc/module.cpp", device, "")]
-        objects += [compiled(source, device, around) for source in CALLS]
+        objects = [compiled(source, device, around) for source in CALLS]
         loops = {"cpu": CPU, "portable": PORTABLE, "cuda": (*CUDA, NO_CPU)}[device]
         objects += [compiled(source, device, sanitizer) for source in loops]
         flags = SANITIZERS[sanitizer]
-        binary = f"{name}/fastvae/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+        libraries = " ".join([*folders, "-ltorch_cpu -lc10"])
+        module = compiled("csrc/module.cpp", "module", "")
         targets = [
-            linked(binary, objects, f"-shared {flags}", " ".join([*libraries, "-ltorch_cpu -lc10"]))
+            linked(f"{name}/fastvae/libfastvae.so", objects, f"-shared {flags}", libraries),
+            linked(
+                f"{name}/fastvae/_C{sysconfig.get_config_var('EXT_SUFFIX')}", [module], "-shared"
+            ),
         ]
         if device == "cuda":
             cut = compiled("csrc/cuda/cut.cu", device, sanitizer)

@@ -61,7 +61,7 @@ def disassemble(binary: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def find_binary() -> Path:
-    found = sorted((ROOT / "fastvae").glob("_C.*.so"))
-    if not found:
-        raise FileNotFoundError("there is no fastvae/_C: build it first")
-    return found[0]
+    found = ROOT / "fastvae" / "libfastvae.so"
+    if not found.is_file():
+        raise FileNotFoundError(f"there is no {found}: build it first")
+    return found

@@ -2,7 +2,7 @@
 
 `python tests/cuda_resources.py` prints a table of all kernels for one architecture and says what is
 wrong with them; `--write docs/cuda.md` puts the table of the main ones there. No GPU is needed: the
-machine code is taken out of `fastvae._C` and disassembled by NVIDIA's tools, from the toolkit or
+machine code is taken out of libfastvae.so and disassembled by NVIDIA's tools, from the toolkit or
 the pip packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm.
 
 The prediction for a kernel is the share of the device's own copy bandwidth that its main loop
@@ -347,7 +347,7 @@ def write(file: Path, reports: dict[str, str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--binary", type=Path, help="default: fastvae/_C of this checkout")
+    parser.add_argument("--binary", type=Path, help="default: libfastvae.so of this checkout")
     parser.add_argument("--write", type=Path, help="a document with the report's markers")
     arguments = parser.parse_args()
     binary = arguments.binary or find_binary()

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +14,9 @@ import pytest
 import torch
 
 import fastvae
-from fastvae import backend, cli, cuda_toolkit
+from fastvae import backend, binaries, cli, cuda_toolkit
 from fastvae.advice import advice, newer_source
+from fastvae.binaries import SUFFIX
 from fastvae.ops.op import OPS
 
 PACKAGE = Path(fastvae.__file__).parent
@@ -43,7 +43,7 @@ def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess
 @pytest.fixture
 def copy_without_binary(tmp_path: Path) -> Path:
     shutil.copytree(
-        PACKAGE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("_C.*", "_no_binary.txt")
+        PACKAGE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("*.so", "_no_binary.txt")
     )
     return tmp_path
 
@@ -52,26 +52,6 @@ def test_the_tests_test_the_kernels(device: torch.device) -> None:
     assert fastvae.info()["backend"] == "native", fastvae.info()["reason"]
     mu = torch.zeros(2, 3, device=device, requires_grad=True)
     assert fastvae.rsample_kl(mu, mu)[0].grad_fn.name() == "RsampleKlBackward"
-
-
-@pytest.mark.usefixtures("built_now")
-def test_another_torch_than_it_was_built_for() -> None:
-    """The kernels run, the nodes do not, and `info` says so."""
-    code = """
-import torch
-torch.__version__ = "2.99.0"
-import fastvae
-mu = torch.zeros(2, 3, requires_grad=True)
-print(fastvae.rsample_kl(mu, mu)[0].grad_fn.name())
-info = fastvae.info()
-print(info["backend"], info["autograd"], *info["advice"], sep="\\n")
-"""
-    done = run(code, PACKAGE.parent)
-    assert done.returncode == 0, done.stderr
-    name, backend_name, autograd, advice = done.stdout.splitlines()
-    assert (name, backend_name) == ("RsampleKlBackward", "native")
-    assert autograd == f"Python nodes (built for torch {torch.__version__})"
-    assert advice.startswith("calls cost less with autograd's nodes for this torch; rebuild")
 
 
 # ---- use_backend ---------------------------------------------------------------------------------
@@ -166,17 +146,86 @@ def test_missing_binary_with_a_record_of_why(copy_without_binary: Path) -> None:
 
 
 def test_broken_binary(copy_without_binary: Path) -> None:
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    (copy_without_binary / "fastvae" / f"_C{suffix}").write_bytes(b"not a library")
+    (copy_without_binary / "fastvae" / f"_C{SUFFIX}").write_bytes(b"not a library")
     assert_falls_back(copy_without_binary, "the binary does not load: ImportError")
 
 
 def test_binary_for_another_python(copy_without_binary: Path) -> None:
-    name = "_C.cpython-27-pdp11.so"
-    (copy_without_binary / "fastvae" / name).write_bytes(b"")
+    for python in ("cpython-27-pdp11", "cpython-26-pdp11"):
+        (copy_without_binary / "fastvae" / f"_C.{python}.so").write_bytes(b"")
     assert_falls_back(
-        copy_without_binary, f"the binary does not load: {name} is for another Python"
+        copy_without_binary,
+        "the binary does not load: it is for other Pythons, cpython-26-pdp11, cpython-27-pdp11",
     )
+
+
+def test_binary_without_its_kernels(copy_without_binary: Path) -> None:
+    """The module that tells of them is there, the library is not."""
+    (module,) = PACKAGE.glob(f"_C{SUFFIX}")
+    shutil.copy(module, copy_without_binary / "fastvae")
+    library = copy_without_binary / "fastvae" / "libfastvae.so"
+    assert_falls_back(
+        copy_without_binary, f"the binary does not load: ImportError: {library}: cannot open"
+    )
+
+
+# ---- Which nodes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("running", "served_by"),
+    [
+        ("2.13.0", "2.13.0"),
+        ("2.13.0+cpu", "2.13.0"),
+        ("2.13.0+cu130", "2.13.0"),
+        ("2.13.1+cu130", "2.13.1"),
+        ("2.13.0+rocm7.1", "2.13.0+rocm7.1"),
+        ("2.13.0rc1+cu130", "2.13.0rc1+cu130"),
+        ("2.13.0a0+git01ab", "2.13.0a0+git01ab"),
+        ("2.14.0.dev20261001+cpu", "2.14.0.dev20261001+cpu"),
+    ],
+)
+def test_which_torches_share_their_nodes(running: str, served_by: str) -> None:
+    assert binaries.torch_abi(running) == served_by
+
+
+NODES = """
+import torch
+torch.__version__ = {torch!r}
+import fastvae
+mu = torch.zeros(2, 3, requires_grad=True)
+fastvae.rsample_kl(mu, mu)
+info = fastvae.info()
+print(info["backend"], info["autograd"], *info["advice"], sep="\\n")
+"""
+
+
+@pytest.mark.skipif(not backend.nodes(), reason="the library of nodes is not there")
+def test_nodes_are_chosen_by_the_torch_that_runs(copy_without_binary: Path) -> None:
+    """Of several the one of this release, whatever its local version; no other's is even opened."""
+    package = copy_without_binary / "fastvae"
+    release = torch.__version__.partition("+")[0]
+    for path in (*PACKAGE.glob(f"_C{SUFFIX}"), PACKAGE / "libfastvae.so"):
+        shutil.copy(path, package)
+    for other in ("2.98.0", "2.99.1"):
+        (package / binaries.nodes_file(other)).write_bytes(b"not a library")
+
+    def autograd(version: str) -> list[str]:
+        done = run(NODES.format(torch=version), copy_without_binary)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("native\n")
+        return done.stdout.splitlines()[1:]
+
+    assert autograd(release)[0] == "Python nodes (built for torch 2.98.0, 2.99.1)"
+    shutil.copy(PACKAGE / binaries.nodes_file(release), package)
+    for version in (release, f"{release}+cpu", f"{release}+cu999"):
+        assert autograd(version) == ["C++ nodes (built for this torch)"]
+    for version in ("2.99.0", f"{release}+rocm7.1", f"{release}a0"):
+        said, advised = autograd(version)
+        assert said == f"Python nodes (built for torch {release}, 2.98.0, 2.99.1)"
+        assert advised.startswith("calls cost less with autograd's nodes for this torch; rebuild")
+    # The negative control: what is chosen is loaded, and may fail without harm.
+    assert autograd("2.99.1+cpu")[0].startswith("Python nodes (ImportError: ")
 
 
 def test_info_says_what_to_do_without_a_binary(copy_without_binary: Path) -> None:
@@ -210,9 +259,6 @@ def test_info_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.__version__ in text
 
 
-BUILT = {"torch_built": str(torch.__version__)}
-
-
 @pytest.fixture
 def built_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever has been edited here since the binary was built."""
@@ -235,7 +281,7 @@ def built_now(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("built_now")
 def test_advice_about_architectures(capability: str, archs: list[str], runs: bool) -> None:
     devices = [{"name": "GPU", "capability": capability}]
-    found = advice({**BUILT, "cuda_archs": archs}, devices, torch=torch.__version__)
+    found = advice({"cuda_archs": archs}, devices)
     assert (found == []) == runs
     if not runs:
         assert f"TORCH_CUDA_ARCH_LIST={capability}" in found[0]
@@ -247,11 +293,11 @@ def test_advice_about_a_binary_without_cuda(
     has_nvcc: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda_toolkit, "find_nvcc", lambda: "nvcc" if has_nvcc else None)
-    build = {**BUILT, "cuda_archs": None}
-    (found,) = advice(build, [{"name": "GPU", "capability": "9.0"}], torch=torch.__version__)
+    build = {"cuda_archs": None}
+    (found,) = advice(build, [{"name": "GPU", "capability": "9.0"}])
     assert "rebuild in the source folder: pip install" in found
     assert ("pip install 'nvidia-cuda-nvcc==13.0.*'" in found) == (not has_nvcc)
-    assert advice(build, [], torch=torch.__version__) == []
+    assert advice(build, []) == []
 
 
 def test_a_folder_that_shadows_the_installed_package(
@@ -287,8 +333,8 @@ def test_a_binary_older_than_its_sources(tmp_path: Path) -> None:
     assert newer_source(package) is None
     os.utime(package / "_C.so", (0, 0))
     assert newer_source(package) == str(Path("csrc/cpu/loops.h"))
-    build = {**BUILT, "cuda_archs": None}
-    (found,) = advice(build, [], torch=torch.__version__, here=package)
+    build = {"cuda_archs": None}
+    (found,) = advice(build, [], here=package)
     assert found.startswith("the binary is older than its sources, such as csrc/cpu/loops.h; re")
 
 

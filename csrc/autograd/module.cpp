@@ -176,7 +176,7 @@ PyMODINIT_FUNC PyInit__nodes() {
                                 -1, methods};
   const auto* api = static_cast<const Api*>(PyCapsule_Import(kApiCapsule, 0));
   if (!api) return nullptr;
-  if (api->ops != kOps || api->size != Api().size) {
+  if (!api->fits()) {
     PyErr_SetString(PyExc_ImportError, "fastvae._C was built from other sources");
     return nullptr;
   }

@@ -1,5 +1,6 @@
 #include "api.h"
 
+#include "../cpu/dispatch.h"
 #include "run.h"
 
 namespace fastvae {
@@ -31,12 +32,36 @@ OutputHandles run_handles(int op, Direction direction, const Handles& handles,
   return outputs;
 }
 
+constexpr Build kBuild{
+#if defined(__clang__)
+    .compiler = "Clang " __clang_version__,
+#elif defined(__GNUC__)
+    .compiler = "GCC " __VERSION__,
+#else
+    .compiler = "unknown",
+#endif
+    .cxx_standard = long(__cplusplus),
+    .torch = FASTVAE_TORCH_BUILT,
+#ifdef USE_CUDA
+    .cuda = FASTVAE_CUDA,
+    .cuda_archs = FASTVAE_CUDA_ARCHS,
+#endif
+#if FASTVAE_X86
+    .instruction_sets = "avx2;avx512",
+#else
+    .instruction_sets = "baseline",
+#endif
+};
+
 }  // namespace
-
-const Api& api() {
-  static const Api api{
-      .declarations = kDeclarations.data(), .name = operator_name, .run = run_handles};
-  return api;
-}
-
 }  // namespace fastvae
+
+const fastvae::Api* fastvae_api() {
+  using namespace fastvae;
+  static const Api api{.build = kBuild,
+                       .cpu_capability = cpu_capability,
+                       .declarations = kDeclarations.data(),
+                       .name = operator_name,
+                       .run = run_handles};
+  return &api;
+}
