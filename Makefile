@@ -11,10 +11,14 @@
 # make gpu      build here with the torch of $(PYTHON), without .venv; then tests, compute-sanitizer
 #               and benchmarks on CUDA, into benchmarks/results (one step: make gpu ARGS="--steps tests")
 # make cuda-report  what the CUDA kernels cost, read from the binary, into docs/cuda.md
+# make wheels   an sdist and one wheel for all Pythons and torches, installed and verified under each,
+#               into dist (for some: make wheels PYTHONS="python3.11 python3.12" TORCHES=2.13.0)
 # make clean    remove all that the other verbs made
 #
 # Without an NVIDIA driver all build for the CPU, with one for the GPUs present; FASTVAE_CUDA=1 builds
 # for all GPUs, TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX" for some, wherever there is nvcc.
+#
+# `make wheels` builds for all GPUs wherever there is nvcc.
 #
 # PYTHON, VENV and TORCH can be given too. pip and uv read their own environment variables, such as
 # PIP_EXTRA_INDEX_URL.
@@ -33,6 +37,8 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
           | grep -E '^[0-9]+\.[0-9]+$$' | sort -u | paste -s -d ';' -)
 ifeq ($(FASTVAE_CUDA)$(TORCH_CUDA_ARCH_LIST),)
+  wheels: export FASTVAE_CUDA :=
+  wheels: export TORCH_CUDA_ARCH_LIST :=
   ifeq ($(GPUS),)
     export FASTVAE_CUDA := 0
   else
@@ -40,7 +46,7 @@ ifeq ($(FASTVAE_CUDA)$(TORCH_CUDA_ARCH_LIST),)
   endif
 endif
 
-.PHONY: always train test bench docs sanitize asan tsan soak fuzz build lint format gpu cuda-report clean
+.PHONY: always train test bench docs sanitize asan tsan soak fuzz build lint format gpu cuda-report wheels clean
 
 train: $(VENV)/train.done $(VENV)/build.done
 	$(BIN)/python -m fastvae train $(ARGS)
@@ -92,8 +98,11 @@ cuda-report: export FASTVAE_CUDA := 1
 cuda-report: $(VENV)/test.done $(VENV)/build.done
 	$(BIN)/python tests/cuda_resources.py --write docs/cuda.md
 
+wheels: $(VENV)/wheels.done
+	$(BIN)/python tools/wheels.py --pythons $(PYTHONS) --torch $(TORCHES)
+
 clean:
-	rm -rf $(VENV) build *.egg-info fastvae/_C.* fastvae/_no_binary.txt
+	rm -rf $(VENV) build dist *.egg-info fastvae/*.so fastvae/_no_binary.txt
 	find . -name __pycache__ -prune -exec rm -r {} +
 
 # Each finished step leaves a file, so that nothing is installed or compiled twice.
@@ -123,6 +132,12 @@ $(addprefix $(VENV)/,train.done test.done bench.done docs.done dev.done): \
   $(VENV)/torch.done pyproject.toml setup.py | $(VENV)/build.done
 	@$(SAY) "fastvae and what '$(basename $(@F))' needs" \
 	  $(PIP) --no-build-isolation --editable '.[$(basename $(@F))]'
+	@touch $@
+
+# Without torch, which the tool fetches for each Python.
+$(VENV)/wheels.done: $(VENV)/venv.done pyproject.toml
+	@$(SAY) "pip, which reads groups" $(PIP) 'pip>=25.1'
+	@$(SAY) "what 'wheels' needs" $(PIP) --group wheels
 	@touch $@
 
 $(VENV)/build.done: $(VENV)/torch.done $(VENV)/build.for setup.py $(SOURCES)
