@@ -139,9 +139,7 @@ def _ninja() -> str:
         module = compiled("csrc/module.cpp", "module", "")
         targets = [
             linked(f"{name}/fastvae/libfastvae.so", objects, f"-shared {flags}", libraries),
-            linked(
-                f"{name}/fastvae/_C{sysconfig.get_config_var('EXT_SUFFIX')}", [module], "-shared"
-            ),
+            linked(f"{name}/fastvae/_C{SUFFIX}", [module], "-shared"),
         ]
         if device == "cuda":
             cut = compiled("csrc/cuda/cut.cu", device, sanitizer)

