@@ -37,7 +37,13 @@ from fastvae.files import write_json, write_text
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("tests", "sanitizer", "kernels", "bench", "steps")
 SANITIZED = (
-    *(f"tests/test_{name}.py" for name in ("values", "cuda", "mixtures", "items", "colours")),
+    *(
+        f"tests/test_{name}.py"
+        for name in (
+            *("values", "cuda", "mixtures", "items", "colours", "categoricals"),
+            "straight_through",
+        )
+    ),
     *("-k", "long_rows or several_streams or values_and_gradients and float32"),
 )
 # 256 MiB a tensor; and rows so few and so short that blocks would be idle.
@@ -74,6 +80,8 @@ CASES += [
         ("aggregate_log_prob", ("256x32", "1024x32")),
         ("multinomial_log_prob", ("512x50000",)),
         ("colour_mixture_log_prob", ("16x3x32x32",)),
+        ("straight_through_categorical", ("1024x32x32",)),
+        ("balanced_categorical_kl_divergence", ("1024x32x32",)),
     )
     for shape in shapes
 ]

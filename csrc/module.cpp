@@ -73,7 +73,7 @@ py::tuple box_muller(uint32_t a, uint32_t b) {
 // The functions of math.h of every element, in the order of tests/test_math.py.
 template <class R>
 py::list elementary(const py::array_t<R, py::array::c_style>& t) {
-  constexpr int kFunctions = 10;
+  constexpr int kFunctions = 11;
   py::list out;
   R* to[kFunctions];
   for (R*& values : to) {
@@ -93,6 +93,7 @@ py::list elementary(const py::array_t<R, py::array::c_style>& t) {
                                   s.sigmoid,
                                   fastvae::log1p(x),
                                   fastvae::log_deviance(x, 1 + x),
+                                  fastvae::log_of_ratio(x, 1 + x),
                                   fastvae::stirling(x, 1 / x),
                                   fastvae::digamma_gap(x)};
     for (int k = 0; k < kFunctions; ++k) to[k][i] = values[k];

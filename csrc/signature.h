@@ -11,10 +11,11 @@ namespace fastvae {
 constexpr int kMaxOperands = 4;
 
 enum class Loop {
-  map,     // over elements that broadcast, perhaps summed over rows (plan.h)
-  pairs,   // the first operand's rows meet the components that the others are (pairs.h)
-  items,   // the second operand has rows of logits; the first chooses among them (items.h)
-  colours  // the second operand has planes of what the colours of the first are a mixture of
+  map,           // over elements that broadcast, perhaps summed over rows (plan.h)
+  pairs,         // the first operand's rows meet the components that the others are (pairs.h)
+  items,         // the second operand has rows of logits; the first chooses among them (items.h)
+  categoricals,  // the operands have groups of logits (categoricals.h)
+  colours        // the second operand has planes of what the colours of the first are a mixture of
 };
 
 struct Signature {
@@ -37,6 +38,8 @@ struct Signature {
   // Data are counts, and the names that `param` has: their means and dispersions, or the
   // logarithms.
   const char* rates[2] = {};
+  // Draws a sample that is returned; of a map its steps say so.
+  bool draws = false;
   // What computes the op.
   Loop loop = Loop::map;
   // The last operand weighs the components, which are then summed over; it may be left out.

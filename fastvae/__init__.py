@@ -43,6 +43,7 @@ from .models.vae import VAE
 from .ops import (
     Bound,
     aggregate_log_prob,
+    balanced_categorical_kl_divergence,
     balanced_kl_divergence,
     bernoulli_log_prob,
     bernoulli_nll_loss,
@@ -73,6 +74,7 @@ from .ops import (
     rsample,
     rsample_kl,
     rsample_log_ratio,
+    straight_through_categorical,
     zero_inflated_negative_binomial_log_prob,
     zero_inflated_negative_binomial_nll_loss,
 )
@@ -118,6 +120,7 @@ __all__ = [
     "ZeroInflatedNegativeBinomial",
     "aggregate_log_prob",
     "audit",
+    "balanced_categorical_kl_divergence",
     "balanced_kl_divergence",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
@@ -157,6 +160,7 @@ __all__ = [
     "rsample_kl",
     "rsample_log_ratio",
     "rsample_log_weight",
+    "straight_through_categorical",
     "use_backend",
     "zero_inflated_negative_binomial_log_prob",
     "zero_inflated_negative_binomial_nll_loss",

@@ -71,7 +71,7 @@ def _rules(
     if schema.pairs:
         rows = arguments[first].shape[0]
         has_rows = {k: k == first for k in given}
-    if schema.items or schema.colours:
+    if schema.items or schema.categoricals or schema.colours:
         has_rows = dict.fromkeys(given, True)
 
     def rule(sharded: bool) -> _Rule:
@@ -96,8 +96,11 @@ def _rules(
                 grads.append(Partial() if sharded and not has_rows[k] else inputs[k])
         return grads, inputs
 
+    classes = schema.items or schema.categoricals  # which are the last dimension
     apart = (
-        ndim > settings.get("event_ndim", 0) and settings.get("packed_dim", -1) != 0 and rows > 1
+        ndim > settings.get("event_ndim", 0) + classes
+        and settings.get("packed_dim", -1) != 0
+        and rows > 1
     )
     if settings.get("log_own") != settings.get("log_other"):  # a row has a component of its own
         apart = False

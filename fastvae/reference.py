@@ -14,6 +14,7 @@ With lv = ln sigma^2, element by element and then summed over the last `event_nd
 - ln Poisson(x; m) = x ln m - m - ln x!
 - ln NB(x; m, t) = ln Gamma(x + t) - ln Gamma(t) - ln x! + t ln(t / (t + m)) + x ln(m / (t + m))
 
+- categoricals: KL(q || p) = sum_i q_i ln(q_i / p_i), q_i = (1 - u) softmax(l)_i + u / classes
 - mixture: ln sum_k w_k N(z; m_k, e^{lv_k}), of pairs alone without the sum
 
 With a `bound`, lv of q and of the likelihood is what `Bound.__call__` gives. eps is what
@@ -33,6 +34,7 @@ from .ops.noise import box_muller, noise, philox
 
 __all__ = [
     "aggregate_log_prob",
+    "balanced_categorical_kl_divergence",
     "balanced_kl_divergence",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
@@ -63,12 +65,15 @@ __all__ = [
     "rsample_kl",
     "rsample_log_ratio",
     "sigma",
+    "straight_through_categorical",
     "zero_inflated_negative_binomial_log_prob",
     "zero_inflated_negative_binomial_nll_loss",
 ]
 
 rsample = definition_of(ops.rsample)
 kl_divergence = definition_of(ops.kl_divergence)
+straight_through_categorical = definition_of(ops.straight_through_categorical)
+balanced_categorical_kl_divergence = definition_of(ops.balanced_categorical_kl_divergence)
 balanced_kl_divergence = definition_of(ops.balanced_kl_divergence)
 rsample_kl = definition_of(ops.rsample_kl)
 rsample_log_ratio = definition_of(ops.rsample_log_ratio)

@@ -333,6 +333,32 @@ def aggregate_posterior(device: torch.device) -> Results:
     yield "stratified sampling: the mean over all batches is q(z)", mean, EXACT
 
 
+def categorical_latents(device: torch.device) -> Results:
+    logits, prior_logits = 2 * _normal(device, 2, 50, 8, 32)
+    prior_logits.requires_grad_()
+    kl = ops.balanced_categorical_kl_divergence(logits, 0 * logits)
+    log_q = logits.log_softmax(-1)
+    entropy = -(log_q.exp() * log_q).sum((-2, -1))
+    yield "KL to equal classes = Σ ln C − H(q)", _largest(kl - (8 * math.log(32) - entropy)), EXACT
+    kl = ops.balanced_categorical_kl_divergence(logits, prior_logits, balance=1.0)
+    (grad,) = torch.autograd.grad(kl.sum(), prior_logits)
+    difference = prior_logits.softmax(-1) - logits.softmax(-1)
+    yield "its gradient by the prior's logits is p − q", _largest(grad - difference), EXACT
+
+    logits = logits[:1, 0].expand(4000, 32).contiguous().requires_grad_()
+    z = ops.straight_through_categorical(logits, uniform_mix=0.1, seed=1)
+    p = 0.9 * logits.softmax(-1) + 0.1 / 32
+    error = (z.mean(0) - p[0]) / (p[0] * (1 - p[0]) / 4000).sqrt()
+    yield (
+        "classes are drawn as often as is likely (standard errors)",
+        _largest(error),
+        STANDARD_ERRORS,
+    )
+    weights = _normal(device, 4000, 32, seed=2)
+    found, right = (torch.autograd.grad((y * weights).sum(), logits)[0] for y in (z, p))
+    yield "and have the gradient of their probabilities", _largest(found - right), EXACT
+
+
 CHECKS: dict[str, Callable[[torch.device], Results]] = {
     "probabilistic PCA": probabilistic_pca,
     "importance weights": importance_weighting,
@@ -340,6 +366,7 @@ CHECKS: dict[str, Callable[[torch.device], Results]] = {
     "σ and β": sigma_and_beta,
     "KL": kl_divergences,
     "Gaussian toy": gaussian_toy,
+    "categorical latents": categorical_latents,
     "likelihoods": normalization,
     "mixtures": mixtures,
     "aggregate posterior": aggregate_posterior,

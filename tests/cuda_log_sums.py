@@ -29,7 +29,8 @@ class LogSumKernel(NamedTuple):
 LOG_SUMS = (
     *("pack_sides", "pair_rows", "pair_components"),
     *("pack_marginals", "marginal_rows", "marginal_components", "add_dimensions", "item_rows"),
-    *("colour_pixels", "add_chunks"),
+    *("colour_pixels", "add_chunks", "straight_through_gradients"),
+    *("straight_through", "categorical_kl"),
 )
 MANGLED_LOG_SUM = re.compile(
     rf"fastvae\d+(?P<name>{'|'.join(LOG_SUMS)})I(?P<type>f|d|13__nv_bfloat16|6__half)"
@@ -50,7 +51,10 @@ def log_sum_kernels(binary: Path) -> list[LogSumKernel]:
     for mangled, needs in re.findall(r"Function (\S+):\n\s+(.*)", usage):
         if not (match := MANGLED_LOG_SUM.search(mangled)):
             continue
-        of = {"1": ", each", "0": ", mixture", None: ""}[match["each"]]
+        flags = {"1": ", each", "0": ", mixture"}
+        if match["name"] == "categorical_kl":
+            flags = {"1": ", mixed", "0": ""}
+        of = flags.get(match["each"], "")
         if match["number"]:
             each = "channels" if match["name"] == "colour_pixels" else "at once"
             of += f", {match['number']} {each}"

@@ -11,7 +11,7 @@ from models import mlp
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
@@ -113,20 +113,27 @@ def dtensor_log_sums_without_a_gather() -> None:
     """Rows stay where they are; components and their gradients are of all ranks."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     generator = torch.Generator().manual_seed(2)
-    z, logits, x, levels, planes, mu, logvar, weights = (
+    z, logits, x, levels, planes, q, p, mu, logvar, weights = (
         torch.randn(shape, dtype=torch.float64, generator=generator)
-        for shape in ((6, 4), (6, 5), (6, 5), (6, 1, 7), (6, 9, 7), (3, 4), (3, 4), (3,))
+        for shape in (
+            *((6, 4), (6, 5), (6, 5), (6, 1, 7), (6, 9, 7), (6, 2, 4), (6, 2, 4)),
+            *((3, 4), (3, 4), (3,)),
+        )
     )
 
-    def run(z, logits, x, levels, planes, mu, logvar, weights) -> list[Tensor]:
+    def run(z, logits, x, levels, planes, q, p, mu, logvar, weights) -> list[Tensor]:
         return [
             fastvae.mixture_log_prob(z, mu, logvar, weights),
             fastvae.pairwise_log_prob(z, mu, logvar),
             fastvae.multinomial_log_prob(x, logits),
             fastvae.colour_mixture_log_prob(levels, planes, components=3),
+            fastvae.balanced_categorical_kl_divergence(q, p),
+            fastvae.straight_through_categorical(
+                q, seed=seeds if isinstance(q, DTensor) else torch.arange(6)
+            ),
         ]
 
-    rows, others = [z, logits, x, levels, planes], [mu, logvar, weights]
+    rows, others = [z, logits, x, levels, planes, q, p], [mu, logvar, weights]
     wanted = [t is not levels for t in (*rows, *others)]
     leaves = [t.clone().requires_grad_(w) for t, w in zip((*rows, *others), wanted, strict=True)]
     right = run(*leaves)
@@ -136,6 +143,7 @@ def dtensor_log_sums_without_a_gather() -> None:
     placed = [distribute_tensor(t, mesh, [Shard(0)]) for t in rows]
     placed += [distribute_tensor(t, mesh, [Replicate()]) for t in others]
     placed = [t.requires_grad_(w) for t, w in zip(placed, wanted, strict=True)]
+    seeds = distribute_tensor(torch.arange(6), mesh, [Shard(0)])
     with CommDebugMode() as communication:
         found = run(*placed)
         found_grads = torch.autograd.grad(
@@ -143,8 +151,17 @@ def dtensor_log_sums_without_a_gather() -> None:
         )
     for y, value in zip([*found, *found_grads], [*right, *grads], strict=True):
         assert_close(y.full_tensor(), value)
-    assert [y.placements for y in found] == [(Shard(0),)] * 4
+    assert [y.placements for y in found] == [(Shard(0),)] * 6
     assert not any("gather" in str(op) for op in communication.get_comm_counts())
+
+
+def dtensor_classes_are_gathered() -> None:
+    """Of one row alone, whose only dimension is that of the classes."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    x, logits = torch.rand(2, 6, generator=torch.Generator().manual_seed(3))
+    placed = [distribute_tensor(t, mesh, [Shard(0)]) for t in (x, logits)]
+    for f in (fastvae.multinomial_log_prob, fastvae.balanced_categorical_kl_divergence):
+        assert_close(f(*placed).full_tensor(), f(x, logits))
 
 
 def dtensor_seeds_are_those_of_one_process() -> None:
@@ -176,6 +193,7 @@ CHECKS = (
     dtensor_without_a_gather,
     dtensor_with_one_seed,
     dtensor_log_sums_without_a_gather,
+    dtensor_classes_are_gathered,
     dtensor_seeds_are_those_of_one_process,
     ranks_draw_apart,
 )

@@ -16,6 +16,8 @@ from fastvae.ops.items import chosen_log_prob
 PAIRS = ((1, 1, 1), (5, 3, 2), (13, 37, 19), (70, 16, 9), (3, 300, 30), (9, 5, 300))
 SQUARES = ((2, 1), (20, 3), (67, 2))
 COLOURS = ((1, 3, 5, 2), (2, 1, 300, 3), (1, 3, 33, 10))
+# Rows, groups, classes.
+CATEGORICALS = ((2, 1, 1), (3, 2, 5), (2, 32, 32), (2, 33, 40), (1, 2, 1300))
 ITEMS = ((2, 1), (3, 20), (1, 513), (2, 3000))
 
 
@@ -48,6 +50,20 @@ def results() -> Iterator[tuple[str, list[Tensor]]]:
             tensors = [x.to(dtype), logits.to(dtype)]
             yield f"multinomial {name}", _call(fastvae.multinomial_log_prob, tensors)
             yield f"chosen {name}", _call(lambda t, x=chosen: chosen_log_prob(x, t), tensors[1:])
+    for sizes in CATEGORICALS:
+        q, p = 3 * normal(2, *sizes)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            for mix in (0.0, 0.01):
+                f = functools.partial(
+                    fastvae.balanced_categorical_kl_divergence, uniform_mix=mix, free_nats=0.5
+                )
+                yield f"kl {sizes} {mix} {dtype}", _call(f, [q.to(dtype), p.to(dtype)])
+                f = functools.partial(
+                    fastvae.straight_through_categorical,
+                    uniform_mix=10 * mix,
+                    seed=torch.arange(sizes[0]),
+                )
+                yield f"sample {sizes} {mix} {dtype}", _call(f, [q.to(dtype)])
     for rows, channels, count, k in COLOURS:
         x = torch.randint(256, (rows, channels, count), generator=generator) * (2 / 255) - 1
         parameters = normal(rows, k * (10 if channels == 3 else 3), count)

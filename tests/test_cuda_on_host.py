@@ -20,7 +20,8 @@ import fastvae
 HERE = Path(__file__).parent
 TABLES = (
     *("gradients", "values", "noise", "packed", "broadcasting", "extremes", "nll_loss"),
-    *("weights", "mixtures", "items", "colours"),
+    *("weights", "mixtures", "items", "colours", "categoricals"),
+    "straight_through",
 )
 
 pytestmark = [

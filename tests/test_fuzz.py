@@ -222,6 +222,57 @@ def test_native_is_reference(case: Case) -> None:
     check(case)
 
 
+@st.composite
+def categoricals(draw: Draw) -> tuple[list[Tensor], dict[str, Any]]:
+    """Posterior and prior logits, and the options."""
+    sizes = st.sampled_from((3, 1, 2, 0, 4, 5, 8, 17, 33))
+    shape = draw(st.lists(sizes, min_size=1, max_size=4))
+    dtype = draw(st.sampled_from(DTYPES))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    tensors = []
+    for _ in range(2):
+        size = shape[draw(st.integers(0, len(shape) - 1)) :] if draw(st.booleans()) else shape
+        t = 3 * torch.randn(size, generator=generator, dtype=torch.float64)
+        other = draw(st.sampled_from(DTYPES)) if draw(st.sampled_from(RARELY)) else dtype
+        tensors.append(draw(laid_out(t.to(other))))
+    return tensors, {
+        "uniform_mix": draw(st.sampled_from((0.0, 0.01, 0.5))),
+        "balance": draw(st.sampled_from((0.8, 0, 1))),
+        "free_nats": draw(st.sampled_from((0.0, 1.0, 3.0))),
+        "event_ndim": draw(st.sampled_from((None, *range(len(shape) + 1)))),
+    }
+
+
+@settings(max_examples=CASES)
+@given(categoricals())
+def test_categoricals_are_the_reference(case: tuple[list[Tensor], dict[str, Any]]) -> None:
+    tensors, options = case
+
+    def outcome(module: Any) -> Exception | list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        try:
+            kl = module.balanced_categorical_kl_divergence(*leaves, **options)
+            mix = options["uniform_mix"]
+            z = module.straight_through_categorical(leaves[0], uniform_mix=mix, seed=5)
+        except (TypeError, ValueError) as error:
+            return error
+        upstream = upstream_like([kl.detach(), z.detach()])
+        grads = torch.autograd.grad(kl, leaves, upstream[0])
+        return [kl, *grads, z, *torch.autograd.grad(z, leaves[:1], upstream[1])]
+
+    native, plain = outcome(fastvae), outcome(reference)
+    if isinstance(native, Exception) or isinstance(plain, Exception):
+        assert (type(native), str(native)) == (type(plain), str(plain))
+        return
+    for y, value in zip(native, plain, strict=True):
+        assert (y.shape, y.dtype) == (value.shape, value.dtype)
+        tolerance = {torch.float32: 1e-5, torch.float64: 1e-11}.get(
+            y.dtype, torch.finfo(y.dtype).eps
+        )
+        scale = max(1.0, value.detach().double().abs().max().item() if value.numel() else 0.0)
+        torch.testing.assert_close(y, value, rtol=tolerance, atol=tolerance * scale)
+
+
 def _wrong_sigma() -> Any:
     sigma = reference.sigma
     return mock.patch("fastvae.ops.gaussian.sigma", lambda s, param: 1.0001 * sigma(s, param))

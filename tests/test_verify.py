@@ -63,6 +63,21 @@ BROKEN: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         lambda f: lambda s, param: f(s, param) ** 2,
         "KL",
     ),
+    "free nats where there are none": (
+        "fastvae.ops.balanced_categorical_kl_divergence",
+        lambda f: without(f, free_nats=20.0),
+        "categorical latents",
+    ),
+    "a uniform part that is not asked for": (
+        "fastvae.ops.straight_through_categorical",
+        lambda f: without(f, uniform_mix=0.5),
+        "categorical latents",
+    ),
+    "the balance the wrong way around": (
+        "fastvae.ops.categoricals._balanced_kl",
+        lambda f: lambda q, p, **o: f(q, p, **{**o, "balance": 1 - o["balance"]}),
+        "categorical latents",
+    ),
     "ln 2 pi forgotten": (
         "fastvae.ops.gaussian_log_prob",
         lambda f: offset(f, 1e-3),

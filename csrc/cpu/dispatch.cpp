@@ -85,6 +85,15 @@ void add(const void* from, int64_t stride, int64_t count, int64_t step, void* to
   }
 }
 
+void run_categoricals(const CategoricalKernel* LogSumTable::* kernels, DType dtype,
+                      const Categoricals& categoricals) {
+  if (!capability().kernels) throw std::runtime_error("fastvae has no kernels for this processor");
+  const CategoricalKernel kernel = (capability().log_sums->*kernels)[int(dtype)];
+  const int64_t of_row = std::max<int64_t>(1, categoricals.groups * categoricals.classes);
+  parallel_for(categoricals.rows, std::max<int64_t>(1, kGrain / of_row),
+               [&](int64_t begin, int64_t end) { kernel(categoricals, begin, end); });
+}
+
 }  // namespace
 
 void use_large_pages(void* data, int64_t bytes) {
@@ -170,6 +179,13 @@ void run_items_on_cpu(DType dtype, const Items& items) {
   const ItemKernel kernel = capability().log_sums->items[int(dtype)];
   parallel_for(items.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, items.items)),
                [&](int64_t begin, int64_t end) { kernel(items, begin, end); });
+}
+
+void run_straight_through_on_cpu(DType dtype, const Categoricals& categoricals) {
+  run_categoricals(&LogSumTable::straight_through, dtype, categoricals);
+}
+void run_categorical_kl_on_cpu(DType dtype, const Categoricals& categoricals) {
+  run_categoricals(&LogSumTable::categorical_kl, dtype, categoricals);
 }
 
 void run_colours_on_cpu(DType dtype, Colours colours, void* value, const Scratch& scratch) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../categoricals.h"
 #include "../colours.h"
 #include "../items.h"
 #include "../pairs.h"
@@ -24,6 +25,8 @@ void run_on_cpu(int step, DType dtype, const Plan& plan);
 void run_pairs_on_cpu(PairValue value, DType dtype, Pairs pairs, const Scratch& scratch);
 
 void run_items_on_cpu(DType dtype, const Items& items);
+void run_straight_through_on_cpu(DType dtype, const Categoricals& categoricals);
+void run_categorical_kl_on_cpu(DType dtype, const Categoricals& categoricals);
 // Of float32 or float64. `value`: [rows], forward.
 void run_colours_on_cpu(DType dtype, Colours colours, void* value, const Scratch& scratch);
 

@@ -58,18 +58,8 @@ class ItemLoop {
     return lanes[0];
   }
 
-  // Calls f(i, n) for vectors of n <= 16 numbers from `begin` on.
-  template <class F>
-  static void for_vectors(int64_t begin, int64_t end, const F& f) {
-    int64_t i = begin;
-    for (; end - i >= kLanes; i += kLanes) f(i, kLanes);
-    if (i < end) f(i, int(end - i));
-  }
-  static V read(const S* p, int n) {
-    return n == kLanes ? load(p, static_cast<V*>(nullptr))
-                       : load_some(p, n, static_cast<V*>(nullptr));
-  }
-  static void write(S* p, V x, int n) { n == kLanes ? store(p, x) : store_some(p, x, n); }
+  static V read(const S* p, int n) { return load_first(p, n, static_cast<V*>(nullptr)); }
+  static void write(S* p, V x, int n) { store_first(p, x, n); }
 
   static double log_sum_of(const S* logits, int64_t n) {
     V most(-kInfinity);
@@ -79,7 +69,7 @@ class ItemLoop {
       const V before = most;
       for_vectors(begin, end, [&](int64_t i, int m) {
         const V l = read(logits + i, m);
-        most = at_least(most, m == kLanes ? l : others(l, m, V(-kInfinity)));
+        most = at_least(most, m == kLanes ? l : first_lanes(l, m, -kInfinity));
       });
       const V shift = shift_of(most);
       V part(0);
@@ -138,15 +128,6 @@ class ItemLoop {
       const V own = x ? read(x + i, m) * V(grad) : V(0);
       write(to + i, gradient_of_logit(read(logits + i, m), log_sum, all, own), m);
     });
-  }
-
-  // The first `n` lanes, and `other` in the others.
-  static V others(V a, int n, V other) {
-    A lanes[kLanes], rest[kLanes];
-    store_same(lanes, a);
-    store_same(rest, other);
-    std::copy(rest + n, rest + kLanes, lanes + n);
-    return load_same(lanes);
   }
 };
 

@@ -1,6 +1,7 @@
 // The table that one instruction set offers. Plain data: safe to include under any compiler flags.
 #pragma once
 
+#include "../categoricals.h"
 #include "../colours.h"
 #include "../items.h"
 #include "../pairs.h"
@@ -29,12 +30,14 @@ struct KernelTable {
 };
 using ColourKernel = void (*)(const Colours& colours, int64_t begin, int64_t end);
 using ItemKernel = void (*)(const Items& items, int64_t begin, int64_t end);
+using CategoricalKernel = void (*)(const Categoricals& categoricals, int64_t begin, int64_t end);
 
 // Of the loops that end in the logarithm of a sum.
 struct LogSumTable {
   const PairKernels (*pairs)[2];     // a row for each PairValue, of float32 and float64
   const ItemKernel* items;           // for each DType
   const ColourKernel (*colours)[2];  // of one channel and of three; of float32 and float64
+  const CategoricalKernel *straight_through, *categorical_kl;  // for each DType
 };
 
 // What the processors of x86 before AVX2 have, without fused multiply-adds, is slower than PyTorch.

@@ -164,29 +164,56 @@ FASTVAE_INLINE void store_some(T* p, Vec<E, N> a, int n) {
   memcpy(p, padded, n * sizeof(T));
 }
 
-// The first `n`; the other lanes are 0.
-template <class E, int N>
-FASTVAE_INLINE Vec<E, N> first_lanes(Vec<E, N> a, int n) {
-  static constexpr E lane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return select(load_same<N>(lane) < Vec<E, N>(E(n)), a, Vec<E, N>(0));
+// The same of a vector that may be whole.
+template <class E, int N, class T>
+FASTVAE_INLINE Vec<E, N> load_first(const T* p, int n, Vec<E, N>* v) {
+  return n == N ? load(p, v) : load_some(p, n, v);
+}
+template <class E, int N, class T>
+FASTVAE_INLINE void store_first(T* p, Vec<E, N> a, int n) {
+  n == N ? store(p, a) : store_some(p, a, n);
 }
 
-// A fixed tree, the same for every register width: at each step lanes half the width apart.
-template <class E, int Bytes>
-FASTVAE_INLINE E sum_register(typename RegisterOf<E, Bytes>::type x) {
+// Calls f(i, n) for vectors of n <= 16 numbers from `begin` on.
+template <class F>
+FASTVAE_INLINE void for_vectors(int64_t begin, int64_t end, const F& f) {
+  int64_t i = begin;
+  for (; end - i >= kLanes; i += kLanes) f(i, kLanes);
+  if (i < end) f(i, int(end - i));
+}
+
+// The first `n`; the other lanes are `other`.
+template <class E, int N>
+FASTVAE_INLINE Vec<E, N> first_lanes(Vec<E, N> a, int n, E other = 0) {
+  static constexpr E lane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return select(load_same<N>(lane) < Vec<E, N>(E(n)), a, Vec<E, N>(other));
+}
+
+// What `combine` makes of all lanes, in a fixed tree, the same for every register width: at each
+// step lanes half the width apart.
+template <class E, int Bytes, class F>
+FASTVAE_INLINE E reduce_register(typename RegisterOf<E, Bytes>::type x, F combine) {
   if constexpr (Bytes == 2 * sizeof(E)) {
-    return x[0] + x[1];
+    return combine(x[0], x[1]);
   } else {
     typename RegisterOf<E, Bytes / 2>::type half[2];
     memcpy(half, &x, Bytes);
-    return sum_register<E, Bytes / 2>(half[0] + half[1]);
+    return reduce_register<E, Bytes / 2>(combine(half[0], half[1]), combine);
   }
+}
+template <class E, class F>
+FASTVAE_INLINE E reduce_lanes(Vec<E> a, F combine) {
+  for (int count = Vec<E>::kCount / 2; count > 0; count /= 2)
+    for (int i = 0; i < count; ++i) a.r[i] = combine(a.r[i], a.r[i + count]);
+  return reduce_register<E, kRegisterBytes>(a.r[0], combine);
 }
 template <class E>
 FASTVAE_INLINE E sum_lanes(Vec<E> a) {
-  for (int count = Vec<E>::kCount / 2; count > 0; count /= 2)
-    for (int i = 0; i < count; ++i) a.r[i] = a.r[i] + a.r[i + count];
-  return sum_register<E, kRegisterBytes>(a.r[0]);
+  return reduce_lanes(a, [](auto x, auto y) { return x + y; });
+}
+template <class E>
+FASTVAE_INLINE E largest_lane(Vec<E> a) {
+  return reduce_lanes(a, [](auto x, auto y) { return x > y ? x : y; });
 }
 
 }  // namespace FASTVAE_TARGET

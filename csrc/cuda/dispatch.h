@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../categoricals.h"
 #include "../colours.h"
 #include "../formulas/all.h"
 #include "../items.h"
@@ -21,6 +22,10 @@ void run_on_cuda(const char* op, int device, int index, const Step& step, DType 
 void run_pairs_on_cuda(const char* op, int device, PairValue value, DType dtype, Pairs pairs,
                        const Scratch& scratch);
 void run_items_on_cuda(const char* op, int device, DType dtype, const Items& items);
+void run_straight_through_on_cuda(const char* op, int device, DType dtype,
+                                  const Categoricals& categoricals);
+void run_categorical_kl_on_cuda(const char* op, int device, DType dtype,
+                                const Categoricals& categoricals);
 void run_colours_on_cuda(const char* op, int device, DType dtype, Colours colours, void* value,
                          const Scratch& scratch);
 // Multiplies `n` numbers by the one at `factor`, float32 or float64; leaves them if that is 1.
@@ -31,6 +36,8 @@ constexpr bool kHasCuda = false;
 inline void run_on_cuda(const char*, int, int, const Step&, DType, const Plan&, const Scratch&) {}
 inline void run_pairs_on_cuda(const char*, int, PairValue, DType, Pairs, const Scratch&) {}
 inline void run_items_on_cuda(const char*, int, DType, const Items&) {}
+inline void run_straight_through_on_cuda(const char*, int, DType, const Categoricals&) {}
+inline void run_categorical_kl_on_cuda(const char*, int, DType, const Categoricals&) {}
 inline void run_colours_on_cuda(const char*, int, DType, Colours, void*, const Scratch&) {}
 inline void scale_on_cuda(const char*, int, DType, void*, int64_t, DType, const void*) {}
 #endif

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "categoricals.cuh"
 #include "colours.cuh"
 #include "dispatch.h"
 #include "items.cuh"
@@ -29,6 +30,21 @@ class Launcher {
  private:
   cudaStream_t stream_;
 };
+
+// Calls f with the type as template argument.
+template <class F>
+void with_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::float32:
+      return f.template operator()<float>();
+    case DType::float64:
+      return f.template operator()<double>();
+    case DType::bfloat16:
+      return f.template operator()<__nv_bfloat16>();
+    case DType::float16:
+      return f.template operator()<__half>();
+  }
+}
 
 template <class T>
 void run_marginals(Launcher& launch, Pairs& p, const Scratch& scratch) {
@@ -116,20 +132,30 @@ void run_colours_on_cuda(const char* op, int device, DType dtype, Colours colour
 
 void run_items_on_cuda(const char* op, int device, DType dtype, const Items& items) {
   Launcher launch(current_stream(op, device));
-  switch (dtype) {
-    case DType::float32:
-      launch(item_rows<float>, items.rows, items);
-      break;
-    case DType::float64:
-      launch(item_rows<double>, items.rows, items);
-      break;
-    case DType::bfloat16:
-      launch(item_rows<__nv_bfloat16>, items.rows, items);
-      break;
-    case DType::float16:
-      launch(item_rows<__half>, items.rows, items);
-      break;
-  }
+  with_type(dtype, [&]<class S>() { launch(item_rows<S>, items.rows, items); });
+  check(launch.error, op);
+}
+
+void run_straight_through_on_cuda(const char* op, int device, DType dtype,
+                                  const Categoricals& categoricals) {
+  Launcher launch(current_stream(op, device));
+  const int64_t blocks =
+      ceil_div(categoricals.rows * categoricals.groups, groups_of_block(categoricals.classes));
+  with_type(dtype, [&]<class S>() {
+    const auto kernel =
+        categoricals.grad_sample ? straight_through_gradients<S> : straight_through<S>;
+    launch(kernel, blocks, categoricals);
+  });
+  check(launch.error, op);
+}
+
+void run_categorical_kl_on_cuda(const char* op, int device, DType dtype,
+                                const Categoricals& categoricals) {
+  Launcher launch(current_stream(op, device));
+  with_type(dtype, [&]<class S>() {
+    const auto kernel = categoricals.mixed() ? categorical_kl<S, true> : categorical_kl<S, false>;
+    launch(kernel, categoricals.rows, categoricals);
+  });
   check(launch.error, op);
 }
 

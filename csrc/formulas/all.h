@@ -2,6 +2,7 @@
 // knows of them follow from this list.
 #pragma once
 
+#include "categoricals.h"
 #include "colours.h"
 #include "counts.h"
 #include "gaussian.h"
@@ -32,7 +33,8 @@ using Ops = List<Op<Rsample>, Op<KLDivergence<2>, KLDivergence<4>>, Op<BalancedK
 
 // Those that end in the logarithm of a sum, with loops of their own.
 using LogSumOps = List<Op<PairwiseLogProb>, Op<MixtureLogProb>, Op<ChosenLogProb>,
-                       Op<MultinomialLogProb>, Op<ColourMixtureLogProb>>;
+                       Op<MultinomialLogProb>, Op<ColourMixtureLogProb>,
+                       Op<BalancedCategoricalKLDivergence>, Op<StraightThroughCategorical>>;
 
 // ---- Steps: what the kernel tables hold ---------------------------------------------------------
 

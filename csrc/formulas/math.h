@@ -15,6 +15,7 @@
 //   log               1.0    1.0      all; NaN below 0
 //   log1p             1.5    1.0      0 ... 1
 //   v - ln(1 + v)     8      10       v > -1, where v and 1 + v are exact
+//   ln(1 + v)         1.5    1.0      the same, of ratios that are normal
 //   softplus          2.0    2.0      all
 //   sigmoid           2.0    2.0      all
 #pragma once
@@ -370,6 +371,14 @@ FASTVAE_INLINE V log_deviance(V v, V ratio) {
   const auto special = (ratio < V(C::smallest_normal)) | (ratio == V(C::infinity));
   if (!any(special)) return y;
   return select(special, v - at_most(V(C::exp_max), log(ratio)), y);
+}
+
+// ln(1 + v), accurate in the relative sense near v = 0 too; `ratio` is 1 + v, normal and finite.
+template <class V>
+FASTVAE_INLINE V log_of_ratio(V v, V ratio) {
+  const Split<V> parts = split(ratio);
+  const V e = to_real(parts.exponent);
+  return log_of_parts(select(e == V(0), v, parts.mantissa - V(1)), e);
 }
 
 // ln(1 + u) for 0 <= u <= 1, which is (1 + f) 2^e for an f that takes no sum with a small u.

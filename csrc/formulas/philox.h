@@ -59,6 +59,15 @@ FASTVAE_INLINE Block<W> philox(Block<W> block, K key_low, K key_high) {
   return blocks[0];
 }
 
+// The words of columns 4k ... 4k+3, k = `block`.
+FASTVAE_INLINE Block<uint32_t> words_of(const int64_t* seed, bool seed_per_row, int64_t row,
+                                        int64_t block) {
+  const uint64_t key = uint64_t(seed[seed_per_row ? row : 0]);
+  const uint64_t rows = seed_per_row ? 0 : uint64_t(row);
+  const Block<uint32_t> counter{{uint32_t(block), uint32_t(rows), uint32_t(rows >> 32), 0u}};
+  return philox(counter, uint32_t(key), uint32_t(key >> 32));
+}
+
 // ---- Two words to two normals -------------------------------------------------------------------
 
 template <class V>

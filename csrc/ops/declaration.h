@@ -61,7 +61,7 @@ using OptionalBound = std::optional<std::vector<double>>;
 
 // A call's arguments that are no tensors.
 struct Arguments {
-  double number = 0, balance = 0;
+  double number = 0, balance = 0, uniform_mix = 0, free_nats = 0;
   int64_t param = 0, packed_dim = -1;
   int64_t components = 0;
   int64_t bins = 0;
@@ -97,7 +97,10 @@ void for_each_setting(const Declaration& op, Direction direction, A& a, const F&
     f("low", a.low);
     f("high", a.high);
   }
-  if (op.sums()) f("event_ndim", a.event_ndim);
+  const bool categoricals = op.signature.loop == Loop::categoricals;
+  if (categoricals) f("uniform_mix", a.uniform_mix);
+  if (categoricals && op.value()) f("free_nats", a.free_nats);
+  if (op.sums() || (categoricals && op.value())) f("event_ndim", a.event_ndim);
   if (op.signature.samples) f("sample_shape", a.sample_shape);
   if (op.path) f("path_derivative", a.path_derivative);
   if (direction != Direction::forward) f("needs", a.needs);
@@ -146,7 +149,10 @@ constexpr Declaration declaration_of(Op<First, Others...>) {
 template <class Other>
   requires(Other::signature.loop != Loop::map)
 constexpr Declaration declaration_of(Op<Other>) {
-  return {.signature = Other::signature, .operands = operands_of(Other::signature)};
+  return {.signature = Other::signature,
+          .operands = operands_of(Other::signature),
+          .noise = Other::signature.draws,
+          .z = Other::signature.draws};
 }
 
 template <class... O>

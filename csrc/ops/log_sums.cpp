@@ -32,7 +32,8 @@ class DenseCall {
 
   // An operand's data, or that of a dense copy, which live as long as this.
   const void* read(int k, const Tensor& tensor, const Dims& sizes, bool right_dtype) {
-    const std::string what = k == kGrad ? "grad_log_prob" : op_.signature.operands[k];
+    const std::string what = k == kGrad ? std::string("grad_") + (op_.z ? "z" : op_.signature.value)
+                                        : op_.signature.operands[k];
     if (to_dims(tensor.sizes()) != sizes)
       fail(what + " has shape " + text(to_dims(tensor.sizes())) + ", want " + text(sizes));
     if (!right_dtype) fail(what + " has another dtype than this op wants");
@@ -247,9 +248,107 @@ class ColourCall : DenseCall {
   Colours colours_;
 };
 
+class StraightThroughCall : DenseCall {
+ public:
+  StraightThroughCall(const Declaration& op, const char* name, const Tensors& tensors,
+                      const Arguments& a)
+      : DenseCall(op, name, a.needs, *tensors.operand[0]) {
+    sizes_ = to_dims(tensors.operand[0]->sizes());
+    if (sizes_.empty()) fail("logits must be [..., classes]");
+    const int64_t dims = int64_t(sizes_.size());
+    categoricals_.rows = dims > 1 ? sizes_[0] : 1;
+    categoricals_.classes = sizes_[dims - 1];
+    if (dims > 1) values_ = Dims(sizes_.begin() + 1, sizes_.end() - 1);
+    categoricals_.groups = product(values_);
+    categoricals_.uniform = a.uniform_mix;
+    categoricals_.logits = read(0, *tensors.operand[0], sizes_);
+    const Tensor& seed = *tensors.seed;
+    if (seed.scalar_type() != torch::headeronly::ScalarType::Long || seed.dim() > 1 ||
+        (seed.dim() == 1 && (dims < 2 || seed.size(0) != sizes_[0])))
+      fail("seed must be int64 of shape [] or, one for each row, [" +
+           std::to_string(categoricals_.rows) + "]");
+    if (Place::of(seed) != place_) fail("seed is on another device than logits");
+    seed_ = torch::stable::contiguous(seed);
+    categoricals_.seed_per_row = seed.dim() == 1;
+    categoricals_.seed = static_cast<const int64_t*>(seed_->data_ptr());
+  }
+
+  Outputs forward() {
+    Tensor sample = allocate(sizes_, dtype_);
+    categoricals_.sample = sample.mutable_data_ptr();
+    if (product(sizes_) > 0) run();
+    return {sample};
+  }
+
+  Outputs backward(const Tensor& grad) {
+    categoricals_.grad_sample = read(kGrad, grad, sizes_);
+    const Outputs results = gradients(false, {&categoricals_.grad_logits});
+    if (product(sizes_) > 0 && categoricals_.grad_logits) run();
+    return results;
+  }
+
+ private:
+  void run() const {
+    launch(
+        [&] { run_straight_through_on_cpu(dtype_, categoricals_); },
+        [&] { run_straight_through_on_cuda(name_, place_.device_index, dtype_, categoricals_); });
+  }
+
+  Categoricals categoricals_;
+  Dims sizes_;
+  OptionalTensor seed_;
+};
+
+class CategoricalKLCall : DenseCall {
+ public:
+  CategoricalKLCall(const Declaration& op, const char* name, const Tensors& tensors,
+                    const Arguments& a)
+      : DenseCall(op, name, a.needs, *tensors.operand[0]) {
+    const Dims sizes = to_dims(tensors.operand[0]->sizes());
+    const int64_t groups = int64_t(sizes.size()) - 1;  // dimensions
+    if (groups < 0 || a.event_ndim < 0 || a.event_ndim > groups)
+      fail("event_ndim is " + std::to_string(a.event_ndim) + ", want 0 to " +
+           std::to_string(groups) + " for logits of [..., classes]");
+    values_ = Dims(sizes.begin(), sizes.end() - 1 - a.event_ndim);
+    categoricals_.classes = sizes[sizes.size() - 1];
+    categoricals_.groups = product(Dims(sizes.end() - 1 - a.event_ndim, sizes.end() - 1));
+    categoricals_.rows = product(values_);
+    categoricals_.uniform = a.uniform_mix;
+    categoricals_.free_nats = a.free_nats;
+    categoricals_.balance = a.balance;
+    categoricals_.logits = read(0, *tensors.operand[0], sizes);
+    categoricals_.prior_logits = read(1, *tensors.operand[1], sizes);
+  }
+
+  Outputs forward() {
+    Tensor value = allocate(values_, accumulate_);
+    categoricals_.value = value.mutable_data_ptr();
+    if (categoricals_.rows > 0) run();
+    return {value};
+  }
+
+  Outputs backward(const Tensor& grad) {
+    categoricals_.grad = read(kGrad, grad, values_, dtype_of(grad) == accumulate_);
+    const bool nothing = categoricals_.rows * categoricals_.groups * categoricals_.classes == 0;
+    const Outputs results =
+        gradients(nothing, {&categoricals_.grad_logits, &categoricals_.grad_prior_logits});
+    if (!nothing && needs_) run();
+    return results;
+  }
+
+ private:
+  void run() const {
+    launch([&] { run_categorical_kl_on_cpu(dtype_, categoricals_); },
+           [&] { run_categorical_kl_on_cuda(name_, place_.device_index, dtype_, categoricals_); });
+  }
+
+  Categoricals categoricals_;
+};
+
 template <class C>
 Outputs run(C&& call, Direction direction, const Tensors& tensors) {
-  return direction == Direction::forward ? call.forward() : call.backward(*tensors.grad_value);
+  if (direction == Direction::forward) return call.forward();
+  return call.backward(tensors.grad_value ? *tensors.grad_value : *tensors.grad_z);
 }
 
 }  // namespace
@@ -260,6 +359,10 @@ Outputs run_log_sum(const Declaration& op, const char* name, Direction direction
     return run(PairCall(op, name, tensors, arguments), direction, tensors);
   if (op.signature.loop == Loop::items)
     return run(ItemCall(op, name, tensors, arguments), direction, tensors);
+  if (op.signature.loop == Loop::categoricals && op.signature.draws)
+    return run(StraightThroughCall(op, name, tensors, arguments), direction, tensors);
+  if (op.signature.loop == Loop::categoricals)
+    return run(CategoricalKLCall(op, name, tensors, arguments), direction, tensors);
   return run(ColourCall(op, name, tensors, arguments), direction, tensors);
 }
 

@@ -13,6 +13,7 @@ from .shapes import SAMPLES, Shape, Size
 
 __all__ = [
     "DIRECTIONS",
+    "DREAMER",
     "DTYPES",
     "MIN_STD",
     "OPS",
@@ -31,6 +32,7 @@ DTYPES = {
 DIRECTIONS = ("forward", "backward", "forward+backward")
 SIGMA = 0.5  # of a likelihood whose standard deviation is fixed
 MIN_STD = 0.1  # PlaNet's
+DREAMER = {"balance": 5 / 6, "uniform_mix": 0.01, "free_nats": 1.0}  # DreamerV3's
 
 
 # ---- Ops -----------------------------------------------------------------------------------------
@@ -262,6 +264,20 @@ OPS = {
             _latent("aggregate_log_prob", ("z", *_Q), ("joint", "marginals")),
             shapes=("256x32", "1024x32"),
         ),
+        Op(
+            "straight_through_categorical",
+            ("logits",),
+            ("z",),
+            forward=Traffic(("logits",), ("z",)),
+            backward=Traffic(("grad_z", "logits"), ("grad_logits",)),
+            shapes=("1024x32x32",),
+            options={"uniform_mix": DREAMER["uniform_mix"]},
+        ),
+        replace(
+            _latent("balanced_categorical_kl_divergence", ("logits", "prior_logits"), ("kl",)),
+            shapes=("1024x32x32",),
+            options=DREAMER,
+        ),
         _likelihood("multinomial_log_prob", ("logits",), ("512x50000",), data="binary")[0],
         _COLOURS,
         *(log_prob for log_prob, _ in _LIKELIHOODS),
@@ -347,6 +363,8 @@ TARGETS: dict[tuple[str, str], dict[str, float]] = {
     ("aggregate_log_prob", "1024x32"): {"eager": 30, "compile": 8},
     ("multinomial_log_prob", "512x50000"): {"idiom": 2},
     ("colour_mixture_log_prob", "16x3x32x32"): {"eager": 10},
+    ("straight_through_categorical", "1024x32x32"): {"distributions": 5},
+    ("balanced_categorical_kl_divergence", "1024x32x32"): {"distributions": 5},
     ("zero_inflated_negative_binomial_log_prob", "128x2000"): {"eager": 10, "compile": 6},
     ("zero_inflated_negative_binomial_log_prob", "128x10000"): {"eager": 10, "compile": 6},
 }

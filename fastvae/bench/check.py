@@ -109,6 +109,12 @@ def _definition(case: Case, tensors: list[Tensor], outputs: Sequence[Tensor]) ->
         weight = {"weight": given.pop("weight")} if "weight" in given else {}
         found = getattr(reference, function)(*given.values(), **weight, **options)
         return [*found] if isinstance(found, tuple) else [found]
+    if function == "straight_through_categorical":
+        mix = options["uniform_mix"]
+        p = (1 - mix) * torch.softmax(tensors[0], -1)
+        z = outputs[0].round().double().detach()
+        _check_one_hot(z, p.detach() + mix / p.shape[-1])
+        return [z + p - p.detach()]
     right = []
     if function.startswith("rsample"):
         mu, sigma = tensors[0], DiagonalGaussian(*tensors[:2], **options).stddev
@@ -123,6 +129,16 @@ def _definition(case: Case, tensors: list[Tensor], outputs: Sequence[Tensor]) ->
         kl = getattr(reference, function.replace("rsample_kl", "kl_divergence"))
         right.append(kl(*tensors, **options))
     return right
+
+
+def _check_one_hot(z: Tensor, p: Tensor) -> None:
+    """One class of each group, and each class as often as is likely, within six standard errors."""
+    if not ((z == 0) | (z == 1)).all() or not (z.sum(-1) == 1).all():
+        raise WrongResult("z is not one-hot")
+    groups = tuple(range(z.dim() - 1))
+    error = (z - p).sum(groups).abs() / (p * (1 - p)).sum(groups).sqrt()
+    if not error.max() <= 6:
+        raise WrongResult(f"z has a class off by {error.max():.3g} standard errors")
 
 
 def _check_normal(eps: Tensor, tolerance: float) -> None:

@@ -15,12 +15,13 @@ from torch.distributions import (
     Laplace,
     NegativeBinomial,
     Normal,
+    OneHotCategoricalStraightThrough,
     Poisson,
     kl_divergence,
 )
 from torch.nn import functional as F
 
-from .cases import MIN_STD, SIGMA
+from .cases import DREAMER, MIN_STD, SIGMA
 from .shapes import SAMPLES
 
 __all__ = ["Distributions", "Formulas", "Library"]
@@ -129,6 +130,26 @@ class Formulas(Library):
         joint = self._logsumexp(pairs.sum(-1) + (pairs.shape[-1] - 1) * math.log(len(mu)))
         return joint, self._logsumexp(pairs).sum(-1)
 
+    def straight_through_categorical(self, logits: Any) -> Any:
+        p = self.lib.exp(self._log_mixed(logits))
+        return self._one_hot(p) + p - self._stopped(p)
+
+    def _one_hot(self, p: Any) -> Any:
+        chosen = torch.multinomial(p.detach().flatten(0, -2), 1)
+        return torch.zeros_like(p).flatten(0, -2).scatter_(-1, chosen, 1.0).view_as(p)
+
+    def balanced_categorical_kl_divergence(self, logits: Any, prior_logits: Any) -> Any:
+        q, p = self._log_mixed(logits), self._log_mixed(prior_logits)
+        return _dreamer(self._categorical_kl, q, p, self._stopped(q), self._stopped(p))
+
+    def _log_mixed(self, logits: Any) -> Any:
+        mix = DREAMER["uniform_mix"]
+        softmax = self.lib.exp(self._log_softmax(logits))
+        return self.lib.log((1 - mix) * softmax + mix / logits.shape[-1])
+
+    def _categorical_kl(self, log_q: Any, log_p: Any) -> Any:
+        return self._at_least(_rows(self.lib.exp(log_q) * (log_q - log_p)), DREAMER["free_nats"])
+
     def multinomial_log_prob(self, x: Any, logits: Any) -> Any:
         return (x * (logits - self._logsumexp(logits)[:, None])).sum(-1)
 
@@ -220,6 +241,11 @@ class Formulas(Library):
         return F.softplus(t) if self.lib is torch else self.lib.logaddexp(t, 0.0)
 
 
+def _dreamer(kl: Function, q: Any, p: Any, stopped_q: Any, stopped_p: Any) -> Any:
+    balance = DREAMER["balance"]
+    return balance * kl(stopped_q, p) + (1 - balance) * kl(q, stopped_p)
+
+
 def _rows(t: Any, dims: int = 1) -> Any:
     return t.reshape(*t.shape[:dims], -1).sum(-1)
 
@@ -261,6 +287,18 @@ class Distributions(Library):
     ) -> Tensor:
         return _rows(weight * Normal(mean, torch.exp(0.5 * logvar)).log_prob(x))
 
+    def straight_through_categorical(self, logits: Tensor) -> Tensor:
+        return _categorical(logits).rsample()
+
+    def balanced_categorical_kl_divergence(self, logits: Tensor, prior_logits: Tensor) -> Tensor:
+        q, p = _categorical(logits), _categorical(prior_logits)
+        stopped_q, stopped_p = _categorical(logits.detach()), _categorical(prior_logits.detach())
+
+        def kl(q: Any, p: Any) -> Tensor:
+            return kl_divergence(q, p).clamp(min=DREAMER["free_nats"])
+
+        return _dreamer(kl, q, p, stopped_q, stopped_p)
+
     def bernoulli_log_prob(self, x: Tensor, logits: Tensor) -> Tensor:
         return Independent(Bernoulli(logits=logits), x.dim() - 1).log_prob(x)
 
@@ -281,6 +319,12 @@ class Distributions(Library):
 
 def _gaussian(mu: Tensor, logvar: Tensor) -> Any:
     return Independent(Normal(mu, torch.exp(0.5 * logvar)), mu.dim() - 1)
+
+
+def _categorical(logits: Tensor) -> Any:
+    mix = DREAMER["uniform_mix"]
+    probs = (1 - mix) * torch.softmax(logits, -1) + mix / logits.shape[-1]
+    return Independent(OneHotCategoricalStraightThrough(logits=torch.log(probs)), logits.dim() - 2)
 
 
 def _prior(mu: Tensor, *prior: Tensor) -> Any:

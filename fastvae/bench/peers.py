@@ -160,8 +160,12 @@ def unavailable(peer: str, case: Case) -> str:
     loses = case.op.data in ("grey", "counts") or case.op.compares
     if peer != FUSED and case.dtype.itemsize == 2 and loses:
         return "in a half type its formula keeps no digits"
+    if peer != FUSED and case.dtype.itemsize == 2 and "free_nats" in case.op.options:
+        return "in a half type its formula puts other rows below the free nats"
     if peer != FUSED and case.dtype == torch.float64 and "negative_binomial" in case.op.name:
         return "its epsilon is visible in float64"
+    if peer == "jax" and case.op.function == "straight_through_categorical":
+        return "its noise is of another kind"
     if peer == "jax":
         if importlib.util.find_spec("jax") is None:
             return "JAX is not installed"

@@ -67,6 +67,7 @@ for _name, _text in (
     ("256x64", "against a large mixture"),
     ("512x50000", "a catalogue"),
     ("16x3x32x32", "images in colour"),
+    ("1024x32x32", "categorical latents of a world model"),
     ("256x32", "total correlation of a batch"),
     ("1024x32", "of a large batch"),
     ("64x16384", "large"),

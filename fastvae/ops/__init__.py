@@ -2,6 +2,7 @@
 
 from .balanced import balanced_kl_divergence
 from .bounds import Bound
+from .categoricals import balanced_categorical_kl_divergence, straight_through_categorical
 from .colours import colour_mixture_log_prob, colour_mixture_nll_loss
 from .counts import (
     negative_binomial_log_prob,
@@ -44,6 +45,7 @@ from .pixels import (
 __all__ = [
     "Bound",
     "aggregate_log_prob",
+    "balanced_categorical_kl_divergence",
     "balanced_kl_divergence",
     "bernoulli_log_prob",
     "bernoulli_nll_loss",
@@ -75,6 +77,7 @@ __all__ = [
     "rsample",
     "rsample_kl",
     "rsample_log_ratio",
+    "straight_through_categorical",
     "zero_inflated_negative_binomial_log_prob",
     "zero_inflated_negative_binomial_nll_loss",
 ]

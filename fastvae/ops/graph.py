@@ -52,7 +52,7 @@ class Kernels:
         self.count = len(schema.operands)
         self.saved = self.count + schema.draws + schema.weighs  # tensors, which come first
         self._bounded = int("bound" in schema.settings)  # behind `needs`
-        self._only_samples = schema.draws and not schema.sums
+        self._only_samples = schema.draws and not (schema.sums or schema.categoricals)
         self._node = _make_node(self, op.name, self.forward, self.backward)
         self._call = _builtin(self.forward)
         self._record = _direct(_make_node(self, op.name, self._call, _builtin(self.backward)))
@@ -154,7 +154,8 @@ class Kernels:
         bits = 0
         for k, need in enumerate(needs):
             bits |= need << k
-        return kernel(*grads, *saved, *settings[:split], bits, *settings[split:])
+        found = kernel(*grads, *saved, *settings[:split], bits, *settings[split:])
+        return found if isinstance(found, tuple) else (found,)
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[tuple[Any, ...], ...]:

@@ -120,6 +120,7 @@ class Schema:
         operands: the names of its tensors but the seed and the weight.
         pairs: the first operand is [..., size], its others are of components, [components, ...].
         items: the second operand is [..., items].
+        categoricals: the operands are [..., classes].
         colours: the operands are [rows, channels, pixels] and [rows, planes, pixels].
         settings: the names of what follows them, in order.
     """
@@ -131,6 +132,7 @@ class Schema:
         self.settings = [name for name, _ in arguments][len(self.operands) :]
         self.draws, self.weighs = "seed" in self.settings, "weight" in self.settings
         self.sums = "event_ndim" in self.settings
+        self.categoricals = "uniform_mix" in self.settings
         whole = not (self.draws or self.sums)
         self.pairs = whole and "z" in self.operands
         self.colours = whole and "parameters" in self.operands
@@ -186,21 +188,28 @@ def _forward(schema: Schema, *arguments: Any) -> Any:
         logits = operands[1]
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         return logits.new_empty(logits.shape[:-1], dtype=dtype)
+    if schema.categoricals:
+        logits = operands[0]
+        if schema.draws:
+            return logits.new_empty(logits.shape)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        return logits.new_empty(logits.shape[: -1 - settings["event_ndim"]], dtype=dtype)
     layout = _layout(operands, settings)
     outputs = [layout.output()] * schema.draws + [layout.value() for _ in range(schema.sums)]
     return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
 
-def _backward(schema: Schema, *arguments: Any) -> tuple[Tensor | None, ...]:
+def _backward(schema: Schema, *arguments: Any) -> Any:
     _, operands, settings = schema.split(arguments, gradients=True)
     needs = settings["needs"]
     if schema.colours:
         needs &= 2  # data have no gradient
-    if schema.pairs or schema.items or schema.colours:
-        return tuple(
+    if schema.pairs or schema.items or schema.categoricals or schema.colours:
+        found = tuple(
             t.new_empty(t.shape) if t is not None and needs >> k & 1 else None
             for k, t in enumerate(operands)
         )
+        return found if len(found) > 1 else found[0]
     return _layout(operands, settings).gradients(len(operands), needs)
 
 

@@ -29,6 +29,8 @@ __all__ = [
     "normals_of",
     "normals_of_seed",
     "philox",
+    "uniforms",
+    "uniforms_of_seed",
 ]
 
 Source = Tensor | torch.Generator | None
@@ -183,6 +185,12 @@ def normals_of_seed(
     return noise(seed, shape, sample_shape=sample_shape).to(like.dtype)
 
 
+def uniforms_of_seed(source: Source, logits: Tensor) -> Tensor:
+    """One for each group of classes, of a seed, which is drawn unless it is given."""
+    seed = source if isinstance(source, Tensor) else draw(logits.device, source)
+    return uniforms(seed, logits.shape[:-1])
+
+
 def normals_of(
     source: Source, shape: Sequence[int], sample_shape: Sequence[int], like: Tensor
 ) -> Tensor:
@@ -206,6 +214,19 @@ def noise(seed: Tensor, shape: Sequence[int], *, sample_shape: Sequence[int] = (
         shape: of one sample: rows along dimension 0, columns along the others.
         sample_shape: how many samples; more samples never change the first ones.
     """
+    a, b, c, d = _words(seed, shape, sample_shape)
+    return _of_columns([*box_muller(a, b), *box_muller(c, d)], shape, sample_shape)
+
+
+def uniforms(seed: Tensor, shape: Sequence[int]) -> Tensor:
+    """Uniform numbers between 0 and 1, float64, from the same words: (word + 1/2) 2^-32."""
+    return (_of_columns(_words(seed, shape, ()), shape, ()).double() + 0.5) * 2.0**-32
+
+
+def _words(
+    seed: Tensor, shape: Sequence[int], sample_shape: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of four columns each, [samples, rows, columns / 4]."""
     rows = shape[0] if shape else 1
     columns = math.prod(shape[1:])
     counts = (math.prod(sample_shape), rows, (columns + 3) // 4)
@@ -214,10 +235,15 @@ def noise(seed: Tensor, shape: Sequence[int], *, sample_shape: Sequence[int] = (
     if seed.dim() == 1:
         seed, row = seed[:, None], torch.zeros_like(row)
     counter = (block, row & _WORD, row >> 32, sample)
-    words = philox(counter, seed & _WORD, (seed >> 32) & _WORD)
-    normals = torch.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], dim=-1)
-    normals = normals.reshape(counts[0], rows, 4 * counts[2])[..., :columns]
-    return normals.reshape((*sample_shape, *shape))
+    return philox(counter, seed & _WORD, (seed >> 32) & _WORD)
+
+
+def _of_columns(
+    four: Sequence[Tensor], shape: Sequence[int], sample_shape: Sequence[int]
+) -> Tensor:
+    """Numbers of columns 4k, 4k + 1, ... side by side, of shape `sample_shape + shape`."""
+    side_by_side = torch.stack(tuple(four), dim=-1).flatten(-2)[..., : math.prod(shape[1:])]
+    return side_by_side.reshape((*sample_shape, *shape))
 
 
 def philox(

@@ -49,7 +49,8 @@ class Formula:
     Attributes:
         operands: those by position.
         given: the keyword-only ones.
-        draws: whether noise is among them.
+        draws: whether noise is among them: `eps`, or `uniforms`, those between 0 and 1, which are
+            one for each group of classes.
         sums: whether it is given the event's sizes, over which it sums.
     """
 
@@ -58,7 +59,10 @@ class Formula:
         parameters = inspect.signature(function).parameters.values()
         self.given = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         self.operands = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        self.draws, self.sums = "eps" in self.given, "event" in self.given
+        self.draws, self.sums = (
+            not {"eps", "uniforms"}.isdisjoint(self.given),
+            "event" in self.given,
+        )
 
 
 def _unpacked(operands: Sequence[Tensor | None], settings: dict[str, Any]) -> list[Tensor | None]:
@@ -225,10 +229,13 @@ class Op(Generic[R]):
         tensors: list[Any] = _unpacked(operands, settings)
         if self.whole:
             tensors = [None if t is None else computed_in(t) for t in operands]
-            values = {name: settings[name] for name in formula.given}
+            values = {name: settings[name] for name in formula.given if name in settings}
             if "param" in values:
                 values["param"] = self._params[values["param"]]
-            return formula.function(*tensors, **values)
+            if not formula.draws:
+                return formula.function(*tensors, **values)
+            values["uniforms"] = noise.uniforms_of_seed(settings["seed"], first)
+            return formula.function(*tensors, **values).to(first.dtype)
         if half := is_half(first):
             tensors = [None if t is None else computed_in(t) for t in operands]
         like, bound = tensors[0], settings.get("bound")

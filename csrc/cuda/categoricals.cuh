@@ -1,0 +1,265 @@
+// The CUDA loops over groups of classes (../categoricals.h): a warp, or the part of one that the
+// classes fill, for each group; of KL divergences, a block for each row.
+//
+// A group is read for the largest logit, for the sums of the exponentials, for the value or for
+// what the gradients have in common, and for the gradients: all but the first from a cache.
+#pragma once
+
+#include "../categoricals.h"
+#include "../formulas/categoricals.h"
+#include "kernels.h"
+#include "sums.cuh"
+
+namespace fastvae {
+
+// How many threads have a group of classes together, and how many groups a block then has.
+__host__ __device__ inline int threads_of_group(int64_t classes) {
+  int threads = 1;
+  while (threads < kWarp && threads < classes) threads *= 2;
+  return threads;
+}
+__host__ __device__ inline int groups_of_block(int64_t classes) {
+  return kBlockThreads / threads_of_group(classes);
+}
+
+struct ClassThreads {
+  int threads, thread;
+
+  __device__ explicit ClassThreads(int64_t classes)
+      : threads(threads_of_group(classes)), thread(int(threadIdx.x) % threads) {}
+
+  // Calls f(group) for the groups of a row, by all threads of the block as often; those that are
+  // not among the first `groups` must leave nothing behind.
+  template <class F>
+  __device__ void each_group(int64_t groups, const F& f) const {
+    const int64_t at_once = kBlockThreads / threads;
+    for (int64_t first = 0; first < groups; first += at_once) f(first + threadIdx.x / threads);
+  }
+
+  // The largest over the classes of what f(i) says.
+  template <class A, class F>
+  __device__ A largest(int64_t classes, const F& f) const {
+    A most = -Constants<A>::infinity;
+    for (int64_t i = thread; i < classes; i += threads) most = at_least(most, A(f(i)));
+    return group_reduce(most, threads, [](A a, A b) { return a > b ? a : b; });
+  }
+
+  // The sums over the classes of what f(i) adds to N numbers; in double from chunk to chunk.
+  template <class A, int N, class F>
+  __device__ void add_up(int64_t classes, double (&sums)[N], const F& f) const {
+    const int64_t chunk = int64_t(threads) * 32;
+    for (double& sum : sums) sum = 0;
+    for (int64_t begin = 0; begin < classes; begin += chunk) {
+      const int64_t end = min(begin + chunk, classes);
+      A parts[N] = {};
+      for (int64_t i = begin + thread; i < end; i += threads) f(i, parts);
+#pragma unroll
+      for (int k = 0; k < N; ++k) sums[k] += group_sum(parts[k], threads);
+    }
+  }
+};
+
+// What a thread knows of its group, whose logits are relative to the largest; of a group that is
+// not there, what it would know of the last.
+template <class S>
+struct ClassGroup {
+  using A = Accumulate<S>;
+
+  const Categoricals& all;
+  const ClassThreads own;
+  int64_t group;
+  bool active;
+  const S* logits;
+  A top;
+
+  __device__ explicit ClassGroup(const Categoricals& categoricals)
+      : all(categoricals), own(categoricals.classes) {
+    const int64_t last = all.rows * all.groups - 1;
+    group = int64_t(blockIdx.x) * (kBlockThreads / own.threads) + threadIdx.x / own.threads;
+    active = group <= last;
+    group = min(group, last);
+    logits = static_cast<const S*>(all.logits) + group * all.classes;
+    top = shift_of(own.largest<A>(all.classes, [&](int64_t i) { return A(widen(logits[i])); }));
+  }
+
+  __device__ A weight(int64_t i) const { return share(A(widen(logits[i])), top); }
+};
+
+template <class S>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    straight_through(const __grid_constant__ Categoricals all) {
+  using A = Accumulate<S>;
+  const ClassGroup<S> group(all);
+  const ClassThreads& own = group.own;
+  const double grid = grid_of(all.classes);
+  double total = 0;
+  for (int64_t i = own.thread; i < all.classes; i += own.threads)
+    total += on_grid(double(group.weight(i)), grid);
+  total = group_sum(total, own.threads);
+  const Block<uint32_t> words =
+      words_of(all.seed, all.seed_per_row, group.group / all.groups, group.group % all.groups / 4);
+  const int column = int(group.group % all.groups % 4);
+  const uint32_t word = column < 2 ? (column == 0 ? words.w[0] : words.w[1])
+                                   : (column == 2 ? words.w[2] : words.w[3]);
+  const Draw drawn(word, all.uniform, all.classes);
+  const double target = drawn.share * total;
+  const bool exists = total > 0;
+
+  // The weights of the classes before, which are summed chunk by chunk.
+  double before = 0;
+  for (int64_t begin = 0; begin < all.classes; begin += own.threads) {
+    const int64_t i = begin + own.thread;
+    const bool is_class = i < all.classes;
+    const double weight = is_class ? on_grid(double(group.weight(i)), grid) : 0;
+    double of_chunk = weight, before_own = before;
+    for (int distance = 1; distance < own.threads; distance *= 2) {
+      const double other = __shfl_xor_sync(0xffffffffu, of_chunk, distance);
+      if (own.thread & distance) before_own += other;
+      of_chunk += other;
+    }
+    const bool chosen =
+        drawn.of_all < 0 ? before_own <= target && target < before_own + weight : i == drawn.of_all;
+    if (is_class && group.active)
+      narrow(exists ? A(chosen) : A(Constants<A>::nan),
+             static_cast<S*>(all.sample)[group.group * all.classes + i]);
+    before += of_chunk;
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    straight_through_gradients(const __grid_constant__ Categoricals all) {
+  using A = Accumulate<S>;
+  const ClassGroup<S> group(all);
+  const ClassThreads& own = group.own;
+  const S* grad = static_cast<const S*>(all.grad_sample) + group.group * all.classes;
+  const A largest = own.largest<A>(all.classes, [&](int64_t i) {
+    return A(widen(group.logits[i])) == group.top ? A(widen(grad[i])) : -Constants<A>::infinity;
+  });
+  double sums[2];
+  own.add_up<A>(all.classes, sums, [&](int64_t i, A(&parts)[2]) {
+    const A weight = group.weight(i);
+    parts[0] += weight;
+    parts[1] += pull(weight, A(widen(grad[i])), largest);
+  });
+  if (!group.active) return;
+  const A inverse = A(1) / A(sums[0]), of_all = A(sums[1]) * inverse, kept = A(1 - all.uniform);
+  S* to = static_cast<S*>(all.grad_logits) + group.group * all.classes;
+  for (int64_t i = own.thread; i < all.classes; i += own.threads) {
+    const A s = group.weight(i) * inverse;
+    narrow(kept * softmax_gradient(s, A(widen(grad[i])), largest, of_all), to[i]);
+  }
+}
+
+template <class S, bool kMixed>
+struct CategoricalKLRow {
+  using A = Accumulate<S>;
+  using Formula = CategoricalKL<kMixed>;
+
+  const Categoricals& all;
+  const ClassThreads own;
+  const Mixing<A> mixing;
+
+  __device__ explicit CategoricalKLRow(const Categoricals& categoricals)
+      : all(categoricals),
+        own(categoricals.classes),
+        mixing(categoricals.uniform, categoricals.classes) {}
+
+  // Two groups of classes. What is not among a row's groups reads the last one.
+  struct Logits {
+    const S *q, *p;
+
+    __device__ A of_q(int64_t i) const { return widen(q[i]); }
+    __device__ A of_p(int64_t i) const { return widen(p[i]); }
+  };
+  __device__ int64_t place(int64_t group) const {
+    return (blockIdx.x * all.groups + min(group, all.groups - 1)) * all.classes;
+  }
+  __device__ Logits logits(int64_t group) const {
+    return {static_cast<const S*>(all.logits) + place(group),
+            static_cast<const S*>(all.prior_logits) + place(group)};
+  }
+
+  __device__ TwoGroups<A> two_groups(const Logits& l) const {
+    const A of_q = own.largest<A>(all.classes, [&](int64_t i) { return l.of_q(i); });
+    const A of_p = own.largest<A>(all.classes, [&](int64_t i) { return l.of_p(i); });
+    TwoGroups<A> two(of_q, of_p);
+    double sums[3];
+    own.add_up<A>(all.classes, sums, [&](int64_t i, A(&parts)[3]) {
+      const ClassOfTwo<A> c = two.exponentials(l.of_q(i), l.of_p(i));
+      parts[0] += c.q;
+      parts[1] += c.p;
+      parts[2] += c.difference;
+    });
+    two.normalize({sums[0], sums[1], sums[2]});
+    return two;
+  }
+  __device__ static ClassOfTwo<A> probabilities(const TwoGroups<A>& two, const Logits& l,
+                                                int64_t i) {
+    return two.probabilities(two.exponentials(l.of_q(i), l.of_p(i)));
+  }
+
+  // For all threads of the block.
+  __device__ A value() const {
+    double value = 0;
+    own.each_group(all.groups, [&](int64_t group) {
+      const Logits l = logits(group);
+      const TwoGroups<A> two = two_groups(l);
+      double sums[1];
+      own.add_up<A>(all.classes, sums, [&](int64_t i, A(&parts)[1]) {
+        parts[0] += Formula::value(probabilities(two, l, i), mixing);
+      });
+      if (group < all.groups && own.thread == 0) value += sums[0];
+    });
+    return A(group_sum(value, kBlockThreads));
+  }
+
+  __device__ void gradients(int64_t group, A grad) const {
+    const Logits l = logits(group);
+    const TwoGroups<A> two = two_groups(l);
+    constexpr A kNone = -Constants<A>::infinity;
+    const A largest_q = own.largest<A>(all.classes, [&](int64_t i) {
+      return l.of_q(i) == two.largest_q ? Formula::of_q(probabilities(two, l, i), mixing) : kNone;
+    });
+    const A largest_p = own.largest<A>(all.classes, [&](int64_t i) {
+      return l.of_p(i) == two.largest_p ? Formula::of_p(probabilities(two, l, i), mixing) : kNone;
+    });
+    double sums[2];
+    own.add_up<A>(all.classes, sums, [&](int64_t i, A(&parts)[2]) {
+      const ClassOfTwo<A> c = probabilities(two, l, i);
+      parts[0] += pull(c.q, Formula::of_q(c, mixing), largest_q);
+      parts[1] += pull(c.p, Formula::of_p(c, mixing), largest_p);
+    });
+    if (group >= all.groups) return;
+    const A grad_q = -grad * A(1 - all.balance), grad_p = grad * A(all.balance);
+    const A all_q = A(sums[0]), all_p = A(sums[1]);
+    S* to_q = static_cast<S*>(all.grad_logits);
+    S* to_p = static_cast<S*>(all.grad_prior_logits);
+    for (int64_t i = own.thread; i < all.classes; i += own.threads) {
+      const ClassOfTwo<A> c = probabilities(two, l, i);
+      const A of_q = Formula::of_q(c, mixing), of_p = Formula::of_p(c, mixing);
+      const int64_t at = place(group) + i;
+      if (to_q) narrow(grad_q * softmax_gradient(c.q, of_q, largest_q, all_q), to_q[at]);
+      if (to_p) narrow(grad_p * Formula::gradient_of_p(c.p, of_p, largest_p, all_p), to_p[at]);
+    }
+  }
+};
+
+template <class S, bool kMixed>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    categorical_kl(const __grid_constant__ Categoricals all) {
+  using A = Accumulate<S>;
+  const CategoricalKLRow<S, kMixed> row(all);
+  const A free_nats(all.free_nats);
+  const bool needs_value = !all.grad || free_nats > 0;
+  const A value = needs_value ? row.value() : A(0);
+  if (!all.grad) {
+    if (threadIdx.x == 0) static_cast<A*>(all.value)[blockIdx.x] = at_least(free_nats, value);
+    return;
+  }
+  const A kept = needs_value && value < free_nats ? A(0) : row.mixing.kept;
+  const A grad = static_cast<const A*>(all.grad)[blockIdx.x] * kept;
+  row.own.each_group(all.groups, [&](int64_t group) { row.gradients(group, grad); });
+}
+
+}  // namespace fastvae
