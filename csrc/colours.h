@@ -18,6 +18,7 @@ struct Colours {
   // Dense and of one type.
   const void* x = nullptr;           // [rows, channels, pixels]
   const void* parameters = nullptr;  // [rows, planes, pixels]
+  const void* weight = nullptr;      // [rows, pixels], of the pixels' values; null: 1 of each
   double* sums = nullptr;            // [rows, chunks of pixels]
   const void* grad = nullptr;        // backward: upstream, [rows]
   void* grad_parameters = nullptr;

@@ -42,7 +42,9 @@ struct Signature {
   bool draws = false;
   // What computes the op.
   Loop loop = Loop::map;
-  // The last operand weighs the components, which are then summed over; it may be left out.
+  // The last operand may be left out.
+  bool optional = false;
+  // It weighs the components, which are then summed over.
   bool weighs = false;
 };
 

@@ -144,9 +144,58 @@ def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
     assert grad.dtype == dtype
 
 
+@pytest.mark.parametrize("module", [fastvae, reference], ids=["native", "reference"])
+@pytest.mark.parametrize("sizes", [(2, 3, 5, 2), (2, 1, 33, 3), (1, 3, 300, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_pixels_that_are_weighted(
+    dtype: torch.dtype, sizes: tuple[int, int, int, int], module: Any
+) -> None:
+    """As the same pixels one by one; what weighs 0 may be NaN."""
+    x, parameters = (t.to(dtype) for t in pixels(*sizes))
+    weight = torch.rand(sizes[0], sizes[2], generator=seeded(5))
+    weight[:, ::3] = 0
+    rows = [t.double().movedim(1, 2).flatten(0, 1).unsqueeze(2) for t in (x, parameters)]
+    leaf = rows[1].requires_grad_()
+    each = reference.colour_mixture_log_prob(rows[0], leaf, components=sizes[3])
+    right = (weight.flatten() * each).unflatten(0, weight.shape).sum(1)
+    (right_grad,) = torch.autograd.grad(right.sum(), leaf)
+    x[:, :, ::3], parameters[:, :, ::3] = math.nan, math.nan
+    leaf = parameters.requires_grad_()
+    value = module.colour_mixture_log_prob(x, leaf, components=sizes[3], weight=weight)
+    (grad,) = torch.autograd.grad(value.sum(), leaf)
+    exact = dtype == torch.float64
+    assert_close(value, right, 1e-12 if exact else 1e-6)
+    right_grad = right_grad.squeeze(2).unflatten(0, weight.shape).movedim(2, 1)
+    half = torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 0
+    assert_close(grad, right_grad, (1e-8 if exact else 2e-5) + half)
+    assert (grad[:, :, ::3] == 0).all()
+    with pytest.raises(AssertionError):  # had the mask been forgotten
+        assert_close(value, each.unflatten(0, weight.shape).sum(1), 1e-2)
+
+
+def test_a_mask_broadcasts() -> None:
+    x, parameters = (t.float().unflatten(2, (2, 3)) for t in pixels(2, 3, 6, 2))
+    mask = torch.tensor([True, False, True])
+    found = fastvae.colour_mixture_log_prob(x, parameters, components=2, weight=mask)
+    kept = fastvae.colour_mixture_log_prob(x[..., ::2], parameters[..., ::2], components=2)
+    torch.testing.assert_close(found, kept)
+    last = [t.movedim(1, -1) for t in (x, parameters)]
+    again = fastvae.colour_mixture_log_prob(*last, components=2, channel_dim=-1, weight=mask)
+    assert torch.equal(again, found)
+    losses = [
+        fastvae.colour_mixture_nll_loss(x, parameters, components=2, weight=w) for w in (mask, 1.0)
+    ]
+    assert torch.equal(losses[0], -found.mean())
+    unweighted = fastvae.colour_mixture_nll_loss(x, parameters, components=2)
+    assert torch.equal(losses[1], unweighted)
+
+
 def test_second_derivatives_and_compile() -> None:
     x, parameters = pixels(1, 3, 2, 2)
-    f = lambda t: fastvae.colour_mixture_log_prob(x, t, components=2)  # noqa: E731
+    weight = torch.tensor([0.5, 2.0])
+    f = lambda t: fastvae.colour_mixture_log_prob(  # noqa: E731
+        x, t, components=2, weight=weight
+    )
     assert torch.autograd.gradgradcheck(f, parameters.requires_grad_())
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     value, (grad,) = gradients(compiled, parameters)
@@ -181,6 +230,12 @@ def test_likelihood_is_the_mixture_of_every_number(ndim: int) -> None:
         (lambda f, x, p: f(x, p, components=3, channel_dim=3), ValueError, "channel_dim"),
         (lambda f, x, p: f(x.clone().requires_grad_(), p, components=3), ValueError, "x requires"),
         (lambda f, x, p: f(0.5, p, components=3), TypeError, "x is a float"),
+        (lambda f, x, p: f(x, p, components=3, weight=x[:, 0, :5]), ValueError, "weight has shape"),
+        (
+            lambda f, x, p: f(x, p, components=3, weight=torch.ones(6, requires_grad=True)),
+            ValueError,
+            "weight requires a gradient",
+        ),
         (lambda f, x, p: f(x, p.cfloat(), components=3), TypeError, "dtype"),
     ],
 )

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "../formulas/colours.h"
+#include "../formulas/weights.h"
 #include "kernels.h"
 #include "memory.h"
 
@@ -26,6 +27,7 @@ class ColourLoop {
   static void run(const Colours& colours, int64_t begin, int64_t end) {
     const std::unique_ptr<Kept[]> kept(new Kept[size_t(colours.components)]);
     const std::unique_ptr<T[]> padded(new T[size_t((kChannels + 2 * colours.planes()) * kLanes)]);
+    const T* weights = static_cast<const T*>(colours.weight);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t row = unit / colours.chunks(), planes = colours.planes();
       const int64_t first = unit % colours.chunks() * Colours::kChunk;
@@ -40,8 +42,11 @@ class ColourLoop {
         const T* parameters = from(colours.parameters, planes);
         T* gradients = kBackward ? const_cast<T*>(from(colours.grad_parameters, planes)) : nullptr;
         const int n = int(std::min<int64_t>(kLanes, last - pixel));
+        const V weight = weights ? load_first(weights + row * colours.pixels + pixel, n,
+                                              static_cast<V*>(nullptr))
+                                 : V(1);
         if (n == kLanes) {
-          sum = sum + loop.compute(x, parameters, gradients, colours.pixels);
+          sum = sum + loop.compute(x, parameters, gradients, colours.pixels, weight);
           continue;
         }
         // The last are made a whole vector.
@@ -49,7 +54,7 @@ class ColourLoop {
         T* of_gradients = of_parameters + planes * kLanes;
         copy(x, colours.pixels, of_x, kLanes, kChannels, n);
         copy(parameters, colours.pixels, of_parameters, kLanes, planes, n);
-        const V value = loop.compute(of_x, of_parameters, of_gradients, kLanes);
+        const V value = loop.compute(of_x, of_parameters, of_gradients, kLanes, weight);
         sum = sum + first_lanes(value, n);
         if (kBackward) copy(of_gradients, kLanes, gradients, colours.pixels, planes, n);
       }
@@ -78,8 +83,9 @@ class ColourLoop {
     return log_of_sum(shift, sum);
   }
 
-  // The logarithm of the pixels' masses; or backward, the gradients. Planes are `stride` apart.
-  V compute(const T* of_x, const T* parameters, T* gradients, int64_t stride) const {
+  // The logarithm of the pixels' masses, weighted; or backward, the gradients. Planes are `stride`
+  // apart.
+  V compute(const T* of_x, const T* parameters, T* gradients, int64_t stride, V weight) const {
     // The planes are too many streams for a processor to see that they go on.
     const auto at = [&](int plane) {
       const T* p = parameters + plane * stride;
@@ -98,18 +104,20 @@ class ColourLoop {
     }
     const V of_logits = log_sum(&Kept::logit), of_all = log_sum(&Kept::log);
     if constexpr (kBackward) {
+      const auto left_out = weight == V(0);
       const auto put = [&](int plane, V g) {
         T* p = gradients + plane * stride;
         __builtin_prefetch(p + 2 * kLanes, 1);
-        store_same(p, g);
+        store_same(p, select(left_out, V(0), g));
       };
+      const V grad = V(grad_) * weight;
       for (int k = 0; k < c_.components; ++k) {
-        const V w = share_of_all(kept_[k].log, of_all) * V(grad_);
-        put(k, w - share_of_all(kept_[k].logit, of_logits) * V(grad_));
+        const V w = share_of_all(kept_[k].log, of_all) * grad;
+        put(k, w - share_of_all(kept_[k].logit, of_logits) * grad);
         kept_[k].slopes.gradients(c_, x, k, w, put);
       }
     }
-    return of_all - of_logits;
+    return weighted(weight, of_all - of_logits);
   }
 
   const Colours& c_;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../formulas/colours.h"
+#include "../formulas/weights.h"
 #include "kernels.h"
 #include "log_sum.cuh"
 
@@ -30,17 +31,21 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 4 ? 2 : 1)
       all.add(logit + ColourComponent<T, kChannels>(c, x, k, at).log_mass());
     }
     const T of_logits = T(logits.log_sum()), of_all = T(all.log_sum());
-    value = of_all - of_logits;
+    const T weight = c.weight ? static_cast<const T*>(c.weight)[row * c.pixels + pixel] : T(1);
+    value = weighted(weight, of_all - of_logits);
     if (c.grad) {
-      const T grad = static_cast<const T*>(c.grad)[row];
+      const T grad = weight * static_cast<const T*>(c.grad)[row];
       T* gradients = static_cast<T*>(c.grad_parameters) + row * c.planes() * c.pixels + pixel;
       for (int k = 0; k < c.components; ++k) {
         const ColourComponent<T, kChannels> component(c, x, k, at);
         const T logit = at(k);
         ColourSlopes<T, kChannels> slopes;
         const T w = share_of_all(logit + component.log_mass(slopes), of_all) * grad;
-        gradients[k * c.pixels] = w - share_of_all(logit, of_logits) * grad;
-        slopes.gradients(c, x, k, w, [&](int plane, T g) { gradients[plane * c.pixels] = g; });
+        const auto put = [&](int plane, T g) {
+          gradients[plane * c.pixels] = weight == T(0) ? T(0) : g;
+        };
+        put(k, w - share_of_all(logit, of_logits) * grad);
+        slopes.gradients(c, x, k, w, put);
       }
     }
   }

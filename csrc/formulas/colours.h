@@ -21,10 +21,11 @@ inline namespace FASTVAE_TARGET {
 
 struct ColourMixtureLogProb {
   static constexpr Signature signature{.name = "colour_mixture_log_prob",
-                                       .operands = {"x", "parameters"},
+                                       .operands = {"x", "parameters", "pixel_weight"},
                                        .value = "log_prob",
                                        .levels = true,
-                                       .loop = Loop::colours};
+                                       .loop = Loop::colours,
+                                       .optional = true};
 };
 
 // The mass of x's bin, of width w between two levels, as in pixels.h, but by one logarithm and

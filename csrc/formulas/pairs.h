@@ -30,6 +30,7 @@ struct MixtureLogProb {
                                        .operands = {"z", "mu", "logvar", "log_weights"},
                                        .value = "log_prob",
                                        .loop = Loop::pairs,
+                                       .optional = true,
                                        .weighs = true};
 };
 

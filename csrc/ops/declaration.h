@@ -46,7 +46,7 @@ struct Declaration {
   // Whether operand `k` may be left out.
   constexpr bool is_optional(int k) const {
     if (signature.gaussians) return k > 0;
-    return (signature.number || signature.weighs) && k == operands - 1;
+    return (signature.number || signature.optional) && k == operands - 1;
   }
   constexpr bool has_loss() const { return variants[0].with_gradient.index >= 0; }
   const Variant& variant(int given) const {

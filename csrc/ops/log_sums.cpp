@@ -210,6 +210,8 @@ class ColourCall : DenseCall {
       fail("components is " + std::to_string(a.components) + ", want 1 to 10000");
     colours_.x = read(0, x, {colours_.rows, colours_.channels, colours_.pixels});
     colours_.parameters = read(1, parameters, {colours_.rows, colours_.planes(), colours_.pixels});
+    if (tensors.operand[2])
+      colours_.weight = read(2, *tensors.operand[2], {colours_.rows, colours_.pixels});
     colours_.settings.levels = levels_of(name, a.bins, a.low, a.high);
     colours_.least_log_scale = a.least_log_scale;
     values_ = {colours_.rows};
@@ -224,7 +226,7 @@ class ColourCall : DenseCall {
     return {value};
   }
 
-  // Data have no gradient.
+  // Data have no gradient, nor has what weighs them.
   Outputs backward(const Tensor& grad) {
     colours_.grad = read(kGrad, grad, values_);
     const bool nothing = colours_.rows * colours_.pixels == 0;

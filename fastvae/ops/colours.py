@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import check_levels, tensor_arguments
+from .arguments import TensorLike, check_levels, tensor_arguments, weight_argument
 from .declare import declare, loss_of
 from .elements import computed_in
 from .op import Request
@@ -17,6 +17,7 @@ __all__ = ["colour_mixture_log_prob", "colour_mixture_nll_loss"]
 def _colour_mixture(
     x: Tensor,
     parameters: Tensor,
+    pixel_weight: Tensor | None,
     *,
     components: int,
     least_log_scale: float,
@@ -24,8 +25,11 @@ def _colour_mixture(
     low: float,
     high: float,
 ) -> Tensor:
-    """ln sum_k softmax(l)_k prod_c P(x_c; m_kc, s_kc)"""
+    """ln sum_k softmax(l)_k prod_c P(x_c; m_kc, s_kc), summed over pixels as they weigh."""
     channels = x.shape[1]
+    if pixel_weight is not None:  # what is left out is computed for another pixel
+        counts = (pixel_weight != 0).unsqueeze(1)
+        x, parameters = torch.where(counts, x, low), torch.where(counts, parameters, 0)
     logits, rest = parameters.split((components, parameters.shape[1] - components), 1)
     rest = rest.unflatten(1, (channels, -1, components))
     mean, log_scale = rest[:, :, 0], rest[:, :, 1].clamp(min=least_log_scale)
@@ -36,7 +40,8 @@ def _colour_mixture(
         mean = mean + shift
     mass = _discretized_logistic(x.unsqueeze(2), mean, log_scale, bins=bins, low=low, high=high)
     joint = torch.log_softmax(logits, 1) + mass.sum(1)
-    return torch.logsumexp(joint, 1).sum(1)
+    log_p = torch.logsumexp(joint, 1)
+    return (log_p if pixel_weight is None else pixel_weight * log_p).sum(1)
 
 
 @declare(_colour_mixture, whole=True)
@@ -50,6 +55,7 @@ def colour_mixture_log_prob(
     high: float = 1.0,
     least_log_scale: float = -7.0,
     channel_dim: int = 1,
+    weight: TensorLike | None = None,
 ) -> Request:
     """ln of a mixture of discretized logistics for the colours of each pixel, summed over pixels
     (Salimans et al. 2017, "PixelCNN++"; VDVAE and NVAE use it too).
@@ -68,13 +74,15 @@ def colour_mixture_log_prob(
         bins, low, high: how many levels, the first and the last.
         least_log_scale: floor of the scales' logarithms, beyond which they have no gradient.
         channel_dim: of both, where the channels are.
+        weight: of each pixel, what broadcasts to [B, ...] without the channels, or a mask of what
+            is missing. A pixel that weighs 0 is left out, even if it is NaN.
 
     Returns:
         Nats, [B]; float32 for half types.
 
     Raises:
         TypeError: a wrong dtype.
-        ValueError: wrong shapes or levels, or x that requires a gradient.
+        ValueError: wrong shapes or levels, or x or weight that requires a gradient.
     """
     check_levels(bins, low, high)
     if isinstance(components, bool) or not isinstance(components, int) or components < 1:
@@ -103,8 +111,11 @@ def colour_mixture_log_prob(
         )
     (x, parameters), _ = tensor_arguments(x=x.unsqueeze(2), parameters=parameters.unsqueeze(1))
     x, parameters = computed_in(x.squeeze(2)), computed_in(parameters.squeeze(1))
-    rows = x.shape[0]
-    return (x.reshape(rows, channels, -1), parameters.reshape(rows, planes, -1)), {
+    pixels = torch.Size((x.shape[0], *x.shape[2:]))
+    weight = weight_argument(weight, parameters, pixels)
+    if weight is not None:
+        weight = weight.expand(pixels).flatten(1)
+    return (x.flatten(2), parameters.flatten(2), weight), {
         "components": components,
         "least_log_scale": float(least_log_scale),
         "bins": bins,

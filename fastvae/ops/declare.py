@@ -133,7 +133,7 @@ def _divisor(
     return weight.sum() * (elements / max(weight.numel(), 1)), "sum"
 
 
-_NO_WEIGHT = "reduction is 'weighted_mean', and this op takes no weight; want 'mean' or 'sum'"
+_NO_WEIGHT = "reduction is 'weighted_mean', which this op does not have; want 'mean' or 'sum'"
 
 _LOSS = """The mean or sum over the batch of -`{log_prob}`, for a final loss.
 
