@@ -58,36 +58,34 @@ struct Packet {
   }
 };
 
+// Calls f with a number of the type that elements of T are.
+template <class T, class F>
+__device__ void as_element(bool bfloat16, F f) {
+  if constexpr (!std::is_same_v<T, HalfBits>)
+    f(T());
+  else if (bfloat16)
+    f(__nv_bfloat16());
+  else
+    f(__half());
+}
+
 // All elements of an access become what is computed with, and back.
 template <class T, int N>
 __device__ void widen(const Packet<T, N>& from, bool bfloat16, Accumulate<T> (&to)[N]) {
-  const auto each = [&]<class Element>(Element) {
+  as_element<T>(bfloat16, [&]<class Element>(Element) {
 #pragma unroll
     for (int e = 0; e < N; ++e) to[e] = widen(std::bit_cast<Element>(from.x[e]));
-  };
-  if constexpr (!std::is_same_v<T, HalfBits>)
-    each(T());
-  else if (bfloat16)
-    each(__nv_bfloat16());
-  else
-    each(__half());
+  });
 }
-
 template <class T, int N>
 __device__ void narrow(const Accumulate<T> (&from)[N], bool bfloat16, Packet<T, N>& to) {
-  const auto each = [&]<class Element>(Element element) {
+  as_element<T>(bfloat16, [&]<class Element>(Element element) {
 #pragma unroll
     for (int e = 0; e < N; ++e) {
       narrow(from[e], element);
       to.x[e] = std::bit_cast<T>(element);
     }
-  };
-  if constexpr (!std::is_same_v<T, HalfBits>)
-    each(T());
-  else if (bfloat16)
-    each(__nv_bfloat16());
-  else
-    each(__half());
+  });
 }
 
 template <class T>
