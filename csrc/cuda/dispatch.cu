@@ -48,6 +48,18 @@ cudaError_t prepare(Cut& cut, const Plan& plan, const Step& step, int64_t size,
   return cudaMemsetAsync(memory, 0, size_t(cut.counters) * sizeof(*cut.counter), stream);
 }
 
+// Of the step at an index of all.
+CudaLaunch find_launch(int index, DType dtype) {
+  static constexpr const CudaKernels* kParts[kDTypes][3] = {
+      {&kLatentsFloat32, &kDataFloat32, &kCountsFloat32},
+      {&kLatentsFloat64, &kDataFloat64, &kCountsFloat64},
+      {&kLatentsHalves, &kDataHalves, &kCountsHalves},
+      {&kLatentsHalves, &kDataHalves, &kCountsHalves}};
+  const CudaKernels* const* part = kParts[int(dtype)];
+  while (index >= (*part)->count) index -= (*part++)->count;
+  return (*part)->launch[index];
+}
+
 constexpr int kScaleThreads = 256, kScaleBlock = 16 * kScaleThreads;  // elements of a block
 
 template <class T, class F>
@@ -89,13 +101,12 @@ void scale_on_cuda(const char* op, int device, DType dtype, void* data, int64_t 
 
 void run_on_cuda(const char* op, int device, int index, const Step& step, DType dtype,
                  const Plan& plan, const Scratch& scratch) {
-  static constexpr const CudaColumn* kColumns[kDTypes] = {&kCudaFloat32, &kCudaFloat64,
-                                                          &kCudaHalves, &kCudaHalves};
   const cudaStream_t stream = current_stream(op, device);
+  const CudaLaunch launch = find_launch(index, dtype);
   const int64_t size = dtype == DType::float64 ? sizeof(double) : sizeof(float);
   for (Pass& pass : passes(plan, step, dtype)) {
     check(prepare(pass.cut, pass.plan, step, size, scratch, stream), op);
-    check(kColumns[int(dtype)]->launch[index](pass.sums, pass.plan, pass.cut, stream), op);
+    check(launch(pass.sums, pass.plan, pass.cut, stream), op);
   }
 }
 

@@ -1,5 +1,7 @@
 #include "loops.cuh"
 
 namespace fastvae {
-const CudaColumn kCudaFloat64 = make_column<double>(Steps{});
-}
+const CudaKernels kLatentsFloat64 = make_kernels<double>(StepsOf<LatentOps>{});
+const CudaKernels kDataFloat64 = make_kernels<double>(StepsOf<DataOps>{});
+const CudaKernels kCountsFloat64 = make_kernels<double>(StepsOf<CountOps>{});
+}  // namespace fastvae

@@ -1,4 +1,5 @@
-// The table of CUDA kernels: a file for each type, or for both half types, fills one column.
+// The tables of CUDA kernels. The ops are in parts, which are files of their own, so that many
+// processors may compile them at once.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -21,11 +22,14 @@ cudaError_t launch_kernel(void (*kernel)(Params...), unsigned blocks, unsigned t
 using CudaLaunch = cudaError_t (*)(Sums sums, const Plan& plan, const Cut& cut,
                                    cudaStream_t stream);
 
-// One for each of `Steps` (formulas/all.h).
-struct CudaColumn {
+// Of the steps of a part of the ops, in their order (formulas/all.h).
+struct CudaKernels {
   const CudaLaunch* launch;
+  int count;
 };
 
-extern const CudaColumn kCudaFloat32, kCudaFloat64, kCudaHalves;
+extern const CudaKernels kLatentsFloat32, kDataFloat32, kCountsFloat32;
+extern const CudaKernels kLatentsFloat64, kDataFloat64, kCountsFloat64;
+extern const CudaKernels kLatentsHalves, kDataHalves, kCountsHalves;
 
 }  // namespace fastvae

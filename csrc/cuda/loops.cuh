@@ -393,10 +393,11 @@ struct Launches {
   static constexpr CudaLaunch kAll[] = {launch<S, T>...};
 };
 template <class T, class... S>
-constexpr CudaColumn make_column(List<S...>) {
-  CudaColumn column{};  // nvcc 13 makes no aggregate of a pointer in a return statement
-  column.launch = Launches<T, S...>::kAll;
-  return column;
+constexpr CudaKernels make_kernels(List<S...>) {
+  CudaKernels kernels{};  // nvcc 13 makes no aggregate of a pointer in a return statement
+  kernels.launch = Launches<T, S...>::kAll;
+  kernels.count = int(sizeof...(S));
+  return kernels;
 }
 
 }  // namespace fastvae

@@ -25,11 +25,14 @@ constexpr List<A..., B...> operator+(List<A...>, List<B...>) {
 template <class... Variants>
 struct Op {};
 
-using Ops = List<Op<Rsample>, Op<KLDivergence<2>, KLDivergence<4>>, Op<BalancedKLDivergence>,
-                 Op<RsampleKL<2>, RsampleKL<4>>, Op<RsampleLogRatio<2>, RsampleLogRatio<4>>,
-                 Op<GaussianLogProb>, Op<BernoulliLogProb>, Op<ContinuousBernoulliLogProb>,
-                 Op<LaplaceLogProb>, Op<DiscretizedLogisticLogProb>, Op<PoissonLogProb>,
-                 Op<NegativeBinomialLogProb>, Op<ZeroInflatedNegativeBinomialLogProb>>;
+// In parts, which for CUDA are compiled apart.
+using LatentOps = List<Op<Rsample>, Op<KLDivergence<2>, KLDivergence<4>>, Op<BalancedKLDivergence>,
+                       Op<RsampleKL<2>, RsampleKL<4>>, Op<RsampleLogRatio<2>, RsampleLogRatio<4>>>;
+using DataOps = List<Op<GaussianLogProb>, Op<BernoulliLogProb>, Op<ContinuousBernoulliLogProb>,
+                     Op<LaplaceLogProb>, Op<DiscretizedLogisticLogProb>>;
+using CountOps =
+    List<Op<PoissonLogProb>, Op<NegativeBinomialLogProb>, Op<ZeroInflatedNegativeBinomialLogProb>>;
+using Ops = decltype(LatentOps() + DataOps() + CountOps());
 
 // Those that end in the logarithm of a sum, with loops of their own.
 using LogSumOps = List<Op<PairwiseLogProb>, Op<MixtureLogProb>, Op<ChosenLogProb>,
@@ -89,8 +92,10 @@ constexpr auto steps_of(List<O...>) {
   return (steps_of_op(O()) + ...);
 }
 
+template <class O>
+using StepsOf = decltype(steps_of(O()));
 // Every step, in the order of the kernel tables.
-using Steps = decltype(steps_of(Ops()));
+using Steps = StepsOf<Ops>;
 
 // The position of a step in the kernel tables.
 template <class S, class... All>

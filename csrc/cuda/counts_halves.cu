@@ -1,0 +1,5 @@
+#include "loops.cuh"
+
+namespace fastvae {
+const CudaKernels kCountsHalves = make_kernels<HalfBits>(StepsOf<CountOps>{});
+}

@@ -1,0 +1,5 @@
+#include "loops.cuh"
+
+namespace fastvae {
+const CudaKernels kDataFloat32 = make_kernels<float>(StepsOf<DataOps>{});
+}

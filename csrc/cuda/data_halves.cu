@@ -1,0 +1,5 @@
+#include "loops.cuh"
+
+namespace fastvae {
+const CudaKernels kDataHalves = make_kernels<HalfBits>(StepsOf<DataOps>{});
+}

@@ -1,5 +1,0 @@
-#include "loops.cuh"
-
-namespace fastvae {
-const CudaColumn kCudaFloat32 = make_column<float>(Steps{});
-}

@@ -1,5 +1,0 @@
-#include "loops.cuh"
-
-namespace fastvae {
-const CudaColumn kCudaHalves = make_column<HalfBits>(Steps{});
-}

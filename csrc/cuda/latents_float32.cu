@@ -1,0 +1,5 @@
+#include "loops.cuh"
+
+namespace fastvae {
+const CudaKernels kLatentsFloat32 = make_kernels<float>(StepsOf<LatentOps>{});
+}

@@ -1,0 +1,5 @@
+#include "loops.cuh"
+
+namespace fastvae {
+const CudaKernels kLatentsHalves = make_kernels<HalfBits>(StepsOf<LatentOps>{});
+}
