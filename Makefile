@@ -54,7 +54,7 @@ train: $(VENV)/train.done $(VENV)/build.done
 # A process for each core, with one thread of its own: threads of several would wait for each other.
 test: $(VENV)/test.done $(VENV)/build.done
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
-	  $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile $(ARGS)
+	  $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/bench.done $(VENV)/build.done
 	$(BIN)/python -m fastvae bench $(or $(ARGS),--output benchmarks/results --figure docs/bench.png)

@@ -60,8 +60,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SlowTests())
 
 
+# A process computes a file; the longest last would leave the other processes idle.
+LONGEST = (
+    *("test_cuda_on_host.py", "test_gradients.py", "test_train.py", "test_examples.py"),
+    *("test_cuda_resources.py", "test_distributed.py", "test_soak.py"),
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What never asks for the device says nothing about another than the CPU."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if config.getoption("device") != "cpu":
         asks = ["device" in getattr(item, "fixturenames", ()) for item in items]
         others = [item for item, wanted in zip(items, asks, strict=True) if not wanted]

@@ -415,3 +415,17 @@ def test_threads_are_given_back() -> None:
     with machine.use_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_samples_of_classes_are_checked() -> None:
+    """Rare classes may come once; a class that comes too often is found."""
+    p = torch.full((4000, 64), 0.02 / 63, dtype=torch.float64)
+    p[:, 0] = 0.98
+    generator = torch.Generator().manual_seed(0)
+    z = torch.eye(64).double()[torch.multinomial(p, 1, generator=generator).squeeze(1)]
+    checks._check_one_hot(z, p)
+    for rows in range(1, 40):
+        checks._check_one_hot(z[:rows], p[:rows])
+    for wrong in (z.roll(1, 1), 0.5 * z, torch.eye(64).double().repeat(63, 1)[:4000]):
+        with pytest.raises(WrongResult):
+            checks._check_one_hot(wrong, p)
