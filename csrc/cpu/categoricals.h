@@ -204,8 +204,8 @@ class CategoricalKLLoop : ClassVectors<S> {
       return;
     }
     const bool is_kept = free_nats_ > 0 && at_once_ == all_.groups;
-    const A counts = free_nats_ > 0 && A(value) < free_nats_ ? A(0) : mixing_.kept;
-    const A grad = static_cast<const A*>(all_.grad)[row] * counts;
+    const A grad =
+        static_cast<const A*>(all_.grad)[row] * factor_of_row(A(value), free_nats_, mixing_);
     for_groups(row, [&](int64_t place, int64_t count) {
       if (!is_kept) two_groups(place, count);
       gradients(place, count, grad);
@@ -309,7 +309,7 @@ class CategoricalKLLoop : ClassVectors<S> {
       group.all_q = A(sums[0]);
       group.all_p = A(sums[1]);
     });
-    const V grad_q(-grad * A(1 - all_.balance)), grad_p(grad * A(all_.balance));
+    const BalancedUpstream<V> upstream(grad, all_.balance);
     each(count, [&](int64_t g, Group& group) __attribute__((always_inline)) {
       const V largest_q(group.largest_q), largest_p(group.largest_p);
       const V all_q(group.all_q), all_p(group.all_p);
@@ -318,8 +318,8 @@ class CategoricalKLLoop : ClassVectors<S> {
       for_vectors(0, classes, [&](int64_t i, int n) __attribute__((always_inline)) {
         const V of_q = softmax_gradient(kept(0, g, i), kept(2, g, i), largest_q, all_q);
         const V of_p = Formula::gradient_of_p(kept(1, g, i), kept(3, g, i), largest_p, all_p);
-        if (to_q) store_first(to_q + i, grad_q * of_q, n);
-        if (to_p) store_first(to_p + i, grad_p * of_p, n);
+        if (to_q) store_first(to_q + i, upstream.q * of_q, n);
+        if (to_p) store_first(to_p + i, upstream.p * of_p, n);
       });
     });
   }

@@ -104,11 +104,10 @@ class ColourLoop {
     }
     const V of_logits = log_sum(&Kept::logit), of_all = log_sum(&Kept::log);
     if constexpr (kBackward) {
-      const auto left_out = weight == V(0);
       const auto put = [&](int plane, V g) {
         T* p = gradients + plane * stride;
         __builtin_prefetch(p + 2 * kLanes, 1);
-        store_same(p, select(left_out, V(0), g));
+        store_same(p, masked(weight, g));
       };
       const V grad = V(grad_) * weight;
       for (int k = 0; k < c_.components; ++k) {

@@ -231,7 +231,7 @@ struct CategoricalKLRow {
       parts[1] += pull(c.p, Formula::of_p(c, mixing), largest_p);
     });
     if (group >= all.groups) return;
-    const A grad_q = -grad * A(1 - all.balance), grad_p = grad * A(all.balance);
+    const BalancedUpstream<A> upstream(grad, all.balance);
     const A all_q = A(sums[0]), all_p = A(sums[1]);
     S* to_q = static_cast<S*>(all.grad_logits);
     S* to_p = static_cast<S*>(all.grad_prior_logits);
@@ -239,8 +239,8 @@ struct CategoricalKLRow {
       const ClassOfTwo<A> c = probabilities(two, l, i);
       const A of_q = Formula::of_q(c, mixing), of_p = Formula::of_p(c, mixing);
       const int64_t at = place(group) + i;
-      if (to_q) narrow(grad_q * softmax_gradient(c.q, of_q, largest_q, all_q), to_q[at]);
-      if (to_p) narrow(grad_p * Formula::gradient_of_p(c.p, of_p, largest_p, all_p), to_p[at]);
+      if (to_q) narrow(upstream.q * softmax_gradient(c.q, of_q, largest_q, all_q), to_q[at]);
+      if (to_p) narrow(upstream.p * Formula::gradient_of_p(c.p, of_p, largest_p, all_p), to_p[at]);
     }
   }
 };
@@ -257,8 +257,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     if (threadIdx.x == 0) static_cast<A*>(all.value)[blockIdx.x] = at_least(free_nats, value);
     return;
   }
-  const A kept = needs_value && value < free_nats ? A(0) : row.mixing.kept;
-  const A grad = static_cast<const A*>(all.grad)[blockIdx.x] * kept;
+  const A grad =
+      static_cast<const A*>(all.grad)[blockIdx.x] * factor_of_row(value, free_nats, row.mixing);
   row.own.each_group(all.groups, [&](int64_t group) { row.gradients(group, grad); });
 }
 

@@ -41,9 +41,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 4 ? 2 : 1)
         const T logit = at(k);
         ColourSlopes<T, kChannels> slopes;
         const T w = share_of_all(logit + component.log_mass(slopes), of_all) * grad;
-        const auto put = [&](int plane, T g) {
-          gradients[plane * c.pixels] = weight == T(0) ? T(0) : g;
-        };
+        const auto put = [&](int plane, T g) { gradients[plane * c.pixels] = masked(weight, g); };
         put(k, w - share_of_all(logit, of_logits) * grad);
         slopes.gradients(c, x, k, w, put);
       }

@@ -37,7 +37,7 @@ struct LogSum {
   __device__ void add(L log) {
     if (log == -Constants<L>::infinity) return;
     if (log > largest) {
-      sum = fma(sum, scale_to(log), T(1));
+      sum = with_larger(sum, scale_to(log));
       largest = log;
     } else {
       sum += relative(log, largest);

@@ -92,6 +92,20 @@ struct Mixing {
   }
 };
 
+// What of a row's upstream gradient comes to q's logits and to p's, but for the uniform part.
+template <class V>
+struct BalancedUpstream {
+  V q, p;
+
+  FASTVAE_INLINE BalancedUpstream(Real<V> grad, double balance)
+      : q(-grad * Real<V>(1 - balance)), p(grad * Real<V>(balance)) {}
+};
+// The factor of it that all of a row's classes have: none if the row is below the free nats.
+template <class R>
+FASTVAE_INLINE R factor_of_row(R value, R free_nats, const Mixing<R>& mixing) {
+  return free_nats > 0 && value < free_nats ? R(0) : mixing.kept;
+}
+
 // a - b, and what is lost by rounding it (Knuth, The Art of Computer Programming 2, 4.2.2); 0 where
 // that is infinite.
 template <class V>

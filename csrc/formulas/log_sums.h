@@ -52,6 +52,12 @@ template <class V>
 FASTVAE_INLINE V shift_of(V largest) {
   return select(largest == V(-Constants<Real<V>>::infinity), V(0), largest);
 }
+// A sum relative to its largest, once another exceeds that: relative to the other, which adds 1.
+// `factor` is e^(the largest so far - the other).
+template <class V>
+FASTVAE_INLINE V with_larger(V sum, V factor) {
+  return fma(sum, factor, V(1));
+}
 // Of what was summed relative to `shift`.
 template <class V>
 FASTVAE_INLINE V log_of_sum(V shift, V sum) {

@@ -21,5 +21,11 @@ FASTVAE_INLINE V weighted_backward(V weight, V grad) {
   return select((weight != V(0)) | (grad - grad == V(0)), grad, V(0));
 }
 
+// The same of a value that nothing else is to come from, finite or not.
+template <class V>
+FASTVAE_INLINE V masked(V weight, V grad) {
+  return select(weight == V(0), V(0), grad);
+}
+
 }  // namespace FASTVAE_TARGET
 }  // namespace fastvae

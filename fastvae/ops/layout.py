@@ -18,6 +18,11 @@ from fastvae import backend  # noqa: F401  loads the binary, which defines the o
 __all__ = ["Layout", "Schema", "schemas"]
 
 
+def _of_values(t: Tensor) -> torch.dtype:
+    """Of sums of values that operands like this one have."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
 class Layout:
     """The common shape of an op's inputs, and the order in memory that its outputs take from them.
 
@@ -100,9 +105,10 @@ class Layout:
         return self._empty(self.shape, self.first.dtype)
 
     def value(self) -> Tensor:
-        dtype = torch.float64 if self.first.dtype == torch.float64 else torch.float32
         rows = len(self.shape) - self.event_ndim
-        return self._empty(self.shape[:rows], dtype, self.event_ndim, rows=self.event_ndim > 0)
+        return self._empty(
+            self.shape[:rows], _of_values(self.first), self.event_ndim, rows=self.event_ndim > 0
+        )
 
     def gradients(self, count: int, needs: int) -> tuple[Tensor | None, ...]:
         """Of the first `count` inputs; None for what is not wanted."""
@@ -186,14 +192,13 @@ def _forward(schema: Schema, *arguments: Any) -> Any:
         return operands[1].new_empty(operands[1].shape[:1])
     if schema.items:
         logits = operands[1]
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        return logits.new_empty(logits.shape[:-1], dtype=dtype)
+        return logits.new_empty(logits.shape[:-1], dtype=_of_values(logits))
     if schema.categoricals:
         logits = operands[0]
         if schema.draws:
             return logits.new_empty(logits.shape)
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        return logits.new_empty(logits.shape[: -1 - settings["event_ndim"]], dtype=dtype)
+        rows = logits.shape[: -1 - settings["event_ndim"]]
+        return logits.new_empty(rows, dtype=_of_values(logits))
     layout = _layout(operands, settings)
     outputs = [layout.output()] * schema.draws + [layout.value() for _ in range(schema.sums)]
     return tuple(outputs) if len(outputs) > 1 else outputs[0]
