@@ -105,7 +105,7 @@ def extensions() -> list[Extension]:
     include = [pybind11.get_include(), *cpp_extension.include_paths()]  # before torch's copy of it
     module = Extension("fastvae._C", ["csrc/module.cpp"], include, extra_compile_args=cxx)
     # Nodes of autograd's graph, which the stable ABI does not have: for this torch alone.
-    sources = sorted(map(str, Path("csrc/autograd").glob("*.cpp")))
+    sources = ["csrc/autograd/unity.cpp"]
     nodes = cpp_extension.CppExtension("fastvae._nodes", sources, extra_compile_args=cxx)
     parts = (os.environ.get("FASTVAE_PARTS") or "libfastvae _C _nodes").split()
     made = [kernels()] if "libfastvae" in parts else []

@@ -77,7 +77,8 @@ struct Settings {
   ScaleForm scale;
   Levels levels;
   Counts counts;
-  double balance = 0;  // of a KL divergence: the share of its gradient that p gets
+  double to_q = 1, to_p = 1;  // of the gradient of KL(q || p): by what each side's is multiplied
+  bool path = false;          // the path derivative is wanted, without the score
 };
 
 constexpr int kMaxDims = 6;

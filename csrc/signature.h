@@ -31,6 +31,8 @@ struct Signature {
   bool balances = false;
   // Draws samples of a `sample_shape`.
   bool samples = false;
+  // Takes `path_derivative`.
+  bool path = false;
   // The name of a number that stands for the last operand where that is left out.
   const char* number = nullptr;
   // Data are `bins` levels from `low` to `high`.

@@ -61,7 +61,7 @@ PyObject* settings_of(const Request& request) {
   return tuple_of(values.size(), [&](size_t k) { return values[k]; });
 }
 
-TensorList by_definition(const Request& request, const TensorList& grads) {
+TensorList run_definition(const Request& request, const TensorList& grads) {
   const GilHeld held;
   const Declaration& op = ops().declarations[request.op];
   TensorList tensors(request.operand.begin(), request.operand.begin() + op.operands);
@@ -180,7 +180,7 @@ PyMODINIT_FUNC PyInit__nodes() {
     PyErr_SetString(PyExc_ImportError, "libfastvae.so was built from other sources");
     return nullptr;
   }
-  use(*api, by_definition);
+  use(*api, run_definition);
   prepare_names();
   return PyModule_Create(&definition);
 }

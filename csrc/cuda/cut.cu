@@ -92,10 +92,9 @@ bool alike(const Output& a, const Output& b, const Plan& plan) {
   return same;
 }
 
-// Whether `width` elements of every piece can be accessed at once, wherever a multiple of `width`
-// begins.
+// Whether every piece can be accessed `width` elements at once.
 bool can_be_wide(const Plan& plan, const Step& step, int width, int size, int one_scale) {
-  bool wide = plan.inner >= width && !plan.weight.data;
+  bool wide = plan.inner % width == 0 && !plan.weight.data;
   const auto check = [&](const void* data, const Layout& layout, int size) {
     wide &= layout.inner == 1 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
     for (int d = 0; d < plan.dims; ++d) wide &= layout.stride[d] * size % 16 == 0;
@@ -103,8 +102,11 @@ bool can_be_wide(const Plan& plan, const Step& step, int width, int size, int on
   const int sum_size = std::max(size, 4);
   for (int k = 0; k < step.inputs; ++k)
     if (k != one_scale) check(plan.input[k].data, plan.input[k].layout, size);
-  for (int k = 0; k < step.outputs; ++k)
-    if (plan.output[k].mode == Mode::full) check(plan.output[k].data, plan.output[k].layout, size);
+  for (int k = 0; k < step.outputs; ++k) {
+    const Output& output = plan.output[k];
+    const bool sums_of_pieces = output.mode == Mode::reduced && output.layout.inner == 0;
+    if (output.mode != Mode::discard && !sums_of_pieces) check(output.data, output.layout, size);
+  }
   if (step.row_grad && plan.row_grad.layout.inner != 0)
     check(plan.row_grad.data, plan.row_grad.layout, sum_size);
   if (plan.value.mode == Mode::full) check(plan.value.data, plan.value.layout, sum_size);
@@ -112,7 +114,6 @@ bool can_be_wide(const Plan& plan, const Step& step, int width, int size, int on
     const Noise& noise = plan.noise;
     wide &= noise.column.inner == 1 && noise.row.inner == 0 && noise.sample.inner == 0;
     for (int d = 0; d < plan.dims; ++d) wide &= noise.column.stride[d] % 4 == 0;
-    wide &= plan.inner % width == 0;  // the rest of a row would have its noise drawn in another way
   }
   return wide;
 }
@@ -130,7 +131,7 @@ void cut(Pass& pass, const Step& step, DType dtype) {
   const int n = wide ? width : 1;
   pass.cut = pass.sums == Sums::columns
                  ? cut_columns(plan, n)
-                 : cut_rows(plan, pass.sums == Sums::rows, n, accesses_in_flight(step, n));
+                 : cut_rows(plan, pass.sums == Sums::rows, n, accesses_in_flight(step, n, size));
   pass.cut.wide = wide;
   pass.cut.one_scale = one_scale;
   pass.cut.bfloat16 = dtype == DType::bfloat16;

@@ -22,12 +22,14 @@ constexpr int width_of(int size) { return size == 2 ? 8 : size == 4 ? 4 : 1; }
 template <class T>
 constexpr int kWidth = width_of(sizeof(T));
 
-// Accesses, of `width` elements, of a thread whose loads are under way at once. Noise, and what
-// else is slow, takes so long that other warps' loads fill the time; so do eight values; and many
-// inputs are many loads.
-constexpr int accesses_in_flight(const Step& step, int width) {
-  const bool slow = step.noise || step.slow || (step.value && width > 4);
-  return slow || step.inputs > 3 ? 1 : 2;
+// Accesses, of `width` elements of `size` bytes, of a thread whose loads are under way at once.
+// Noise, and what else is slow, takes so long that other warps' loads fill the time; so do eight
+// values, and a scale whose form is known at run time; and many inputs are many loads, as doubles
+// are.
+constexpr int accesses_in_flight(const Step& step, int width, int size) {
+  const bool slow = step.noise || step.slow || (step.value && width > 4) ||
+                    (step.bounded_input > 0 && width == 1);
+  return slow || step.inputs > 3 || size == 8 ? 1 : 2;
 }
 
 // What becomes of the terms of sums: values of a step, gradients of broadcast operands.
@@ -48,6 +50,10 @@ constexpr bool has_wide_kernel(const Step& step, Sums sums, bool logarithmic, bo
                                bool bounded) {
   if (bounded && (step.bounded_input == 0 || !logarithmic || sums == Sums::columns)) return false;
   if (one_scale && (step.scale_input == 0 || sums == Sums::columns)) return false;
+  // A sum over a row is the gradient of what has one value for a piece, as only a scale may have.
+  if (sums == Sums::rows && !step.value && !one_scale) return false;
+  // Of a loss, whose elements are all one row.
+  if (sums == Sums::none && step.value && step.row_grad) return false;
   if (step.bounded_input == 0) return logarithmic;  // no Gaussian, whose scale has forms
   return logarithmic || sums == (step.value ? Sums::rows : Sums::none);
 }

@@ -18,7 +18,8 @@ namespace fastvae {
 // ---- Variants ----------------------------------------------------------------------------------
 
 // What is known of a plan when its kernel is compiled. `N` is the width of an access. Kernels of
-// single elements leave the rest to run time.
+// single elements leave the rest to run time, and those that sum rows also serve where nothing is
+// summed.
 template <class Op_, class T_, Sums kSums_, int N_, bool kLogarithmic_, bool kOneScale_,
           bool kBounded_>
 struct Variant {
@@ -28,7 +29,7 @@ struct Variant {
   static constexpr Step kStep = Op::step;
   static constexpr Sums kSums = kSums_;
   static constexpr int N = N_, I = kStep.inputs, O = kStep.outputs > 0 ? kStep.outputs : 1;
-  static constexpr int K = accesses_in_flight(kStep, N);
+  static constexpr int K = accesses_in_flight(kStep, N, sizeof(T));
   static constexpr int kScale = kOneScale_ ? kStep.scale_input : -1;  // which input that is
 
   static constexpr int kBounded = kBounded_ || N == 1 ? kStep.bounded_input : 0;  // or no bound
@@ -37,7 +38,6 @@ struct Variant {
   static constexpr bool kWeighted = N == 1 && (kStep.value || kStep.row_grad);
 
   using Place = Piece<Op, T, (N > 1)>;
-  using Single = Variant<Op, T, kSums, 1, false, false, false>;
 
   __device__ static Settings settings(const Plan& plan) {
     Settings settings = plan.settings;
@@ -46,15 +46,14 @@ struct Variant {
       settings.scale.bounding = Bounding::straight_through;
     return settings;
   }
+  // Stores the value of each element; single elements do so where the plan wants it.
+  static constexpr bool kValues = kStep.value && (kSums == Sums::none || N == 1);
   // Blocks that a multiprocessor holds at once, which limits their registers: the fewer operands a
   // thread holds, the more threads can have loads under way.
-  static constexpr int kOperands =
-      I + kStep.outputs + int(kStep.value && kSums == Sums::none) + int(kSums == Sums::columns);
-  // A value of its own for each element, beside their gradients.
-  static constexpr bool kAllAtOnce = kStep.value && kSums == Sums::none && kStep.outputs > 1;
-  static constexpr bool kOneAtOnce =
-      (sizeof(T) == 2 && (kOperands + kBounded_ > 8 || kAllAtOnce)) ||
-      (kStep.huge && (sizeof(T) != 4 || kAllAtOnce)) || (sizeof(T) == 8 && kOperands >= 8);
+  static constexpr int kOperands = I + kStep.outputs + int(kValues) + int(kSums == Sums::columns);
+  static constexpr bool kOneAtOnce = (sizeof(T) == 2 && kOperands + kBounded_ > 8) ||
+                                     (sizeof(T) == 8 && kOperands >= 8) ||
+                                     (kStep.huge && sizeof(T) != 4);
   // Gradients of elements, which are loads, stores and little else; a log-probability's, with a
   // clamp, are a register too many.
   static constexpr bool kMap = N > 1 && sizeof(T) == 4 && kSums == Sums::none && !kStep.noise &&
@@ -64,14 +63,6 @@ struct Variant {
                                        : kOperands <= 2 && N > 1      ? 4
                                        : kOperands <= 3 || kMap       ? 3
                                                                       : 2;
-  // Elements after the last wide access go one by one.
-  static constexpr bool kHasRest = N > 1 && !kStep.noise;
-};
-
-// The rest of a wide kernel, where nothing is weighted and no register is to be had for it.
-template <class V>
-struct Rest : V::Single {
-  static constexpr bool kWeighted = false;
 };
 
 // What all elements of a piece have in common.
@@ -176,26 +167,28 @@ struct Access {
       narrow(terms[k], cut.bfloat16, packet);
       packet.store(piece.output[k] + start);
     }
-    if constexpr (V::kStep.value && V::kSums == Sums::none) {
-      Packet<A, N> packet;
+    if constexpr (V::kValues) {
+      if (plan.value.mode == Mode::full) {
+        Packet<A, N> packet;
 #pragma unroll
-      for (int e = 0; e < N; ++e) packet.x[e] = value[e];
-      packet.store(piece.value + start);
+        for (int e = 0; e < N; ++e) packet.x[e] = value[e];
+        packet.store(piece.value + start);
+      }
     }
   }
 };
 
-// Calls `add` with accesses thread, thread + threads ... of `count` that begin at element `from`.
+// Calls `add` with accesses thread, thread + threads ... of `count`.
 template <class V, class Place, class F>
-__device__ void make_accesses(const Plan& plan, const Cut& cut, const Place& piece, int from,
-                              int count, int thread, int threads, F add) {
+__device__ void make_accesses(const Plan& plan, const Cut& cut, const Place& piece, int count,
+                              int thread, int threads, F add) {
   const Shared<V> shared(plan, cut, piece);
   for (int a = thread; a < count; a += V::K * threads) {
     Access<V> access[V::K];
     const auto each = [&](auto f) {
 #pragma unroll
       for (int j = 0; j < V::K; ++j)
-        if (j == 0 || a + j * threads < count) f(access[j], from + (a + j * threads) * V::N);
+        if (j == 0 || a + j * threads < count) f(access[j], (a + j * threads) * V::N);
     };
     each([&](Access<V>& access, int start) { access.load(plan, piece, start); });
     each([&](Access<V>& access, int start) {
@@ -208,12 +201,23 @@ __device__ void make_accesses(const Plan& plan, const Cut& cut, const Place& pie
 
 // ---- Loops -------------------------------------------------------------------------------------
 
+// Where the sums of output `k` begin that `piece` adds to.
+template <class V>
+__device__ typename V::T* result(const Plan& plan, const Cut& cut, int k, int64_t piece) {
+  int64_t offset = 0;
+#pragma unroll 1
+  for (int d = plan.dims - 1; d >= 0; --d) {
+    int64_t index = piece;
+    if (d > 0) piece = cut.size[d].divide(index);
+    offset += index * plan.output[k].layout.stride[d];
+  }
+  return static_cast<typename V::T*>(plan.output[k].data) + offset;
+}
+
 // A map; with Sums::rows, of each row the sum of the values, or of each output that is reduced.
 template <class V>
 __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
     loop(const __grid_constant__ Plan plan, const __grid_constant__ Cut cut) {
-  using Op = typename V::Op;
-  using T = typename V::T;
   using A = typename V::A;
   constexpr int S = V::kSums == Sums::none ? 0 : V::kStep.value ? 1 : V::O;
   const Worker worker(cut);
@@ -227,25 +231,22 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
         sum[k] += V::kStep.value ? access.value[e] : access.terms[k][e];
   };
   const int threads = 1 << cut.piece_bits, thread = worker.thread & (threads - 1);
-  const int length = int(unit.last - unit.first), accesses = length / V::N, rest = length % V::N;
+  const int accesses = int(unit.last - unit.first) / V::N;
   int64_t p = unit.first_piece + (worker.thread >> cut.piece_bits);
   for (; worker.active && p < unit.last_piece; p += worker.threads >> cut.piece_bits) {
     const typename V::Place piece(plan, cut, p, unit.first);
-    make_accesses<V>(plan, cut, piece, 0, accesses, thread, threads, add);
-    if constexpr (V::kHasRest)
-      make_accesses<Rest<V>>(plan, cut, piece, length - rest, rest, thread, threads, add);
+    make_accesses<V>(plan, cut, piece, accesses, thread, threads, add);
   }
 
   if constexpr (S > 0) {
     const auto wanted = [&](int k) {
-      return V::kStep.value || plan.output[k].mode == Mode::reduced;
+      return V::kStep.value ? plan.value.mode != Mode::full : plan.output[k].mode == Mode::reduced;
     };
     const auto put = [&](int k, auto x) {
       if constexpr (V::kStep.value)
         static_cast<A*>(plan.unit_sums)[unit.row] = A(x);
       else
-        set_element<T>(A(x), cut.bfloat16,
-                       typename V::Place(plan, cut, unit.row * plan.pieces_per_row, 0).output[k]);
+        set_element(A(x), cut.bfloat16, result<V>(plan, cut, k, unit.row * plan.pieces_per_row));
     };
 #pragma unroll
     for (int k = 0; k < S; ++k) {
@@ -258,7 +259,7 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
         static_cast<A*>(cut.partial[k])[worker.index] = sum[k];
     }
     if (cut.parts == 1 || !last_to_come(cut.counter + unit.row, cut.parts, worker)) return;
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < S; ++k) {
       if (!wanted(k)) continue;
       const A* parts = static_cast<const A*>(cut.partial[k]) + unit.row * cut.parts;
@@ -275,58 +276,52 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
 template <class V>
 __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
     columns_loop(const __grid_constant__ Plan plan, const __grid_constant__ Cut cut) {
-  using Op = typename V::Op;
-  using T = typename V::T;
   using A = typename V::A;
   const Worker worker(cut);
   const Unit unit(plan, cut, worker.index);
-  const int length = int(unit.last - unit.first), accesses = length / V::N, rest = length % V::N;
-  // Elements start ... start + N - 1 of a kernel of width N.
-  const auto sum_over_pieces = [&]<class W>(W, int start) {
+  const int length = int(unit.last - unit.first), start = worker.thread * V::N;
+  if (worker.active && start < length) {
     constexpr int K = V::K;
-    A sum[W::O][W::N] = {};
+    A sum[V::O][V::N] = {};
     for (int64_t p = unit.first_piece; p < unit.last_piece; p += K) {
-      Access<W> access[K];
+      Access<V> access[K];
       const auto each = [&](auto f) {
 #pragma unroll
         for (int j = 0; j < K; ++j)
           if (j == 0 || p + j < unit.last_piece)
             f(access[j], typename V::Place(plan, cut, p + j, unit.first));
       };
-      each([&](Access<W>& access, const auto& piece) { access.load(plan, piece, start); });
-      each([&](Access<W>& access, const auto& piece) {
-        access.compute(plan, cut, piece, Shared<W>(plan, cut, piece), start);
+      each([&](Access<V>& access, const auto& piece) { access.load(plan, piece, start); });
+      each([&](Access<V>& access, const auto& piece) {
+        access.compute(plan, cut, piece, Shared<V>(plan, cut, piece), start);
         access.store(plan, cut, piece, start);
 #pragma unroll
-        for (int k = 0; k < W::O; ++k)
+        for (int k = 0; k < V::O; ++k)
 #pragma unroll
-          for (int e = 0; e < W::N; ++e) sum[k][e] += access.terms[k][e];
+          for (int e = 0; e < V::N; ++e) sum[k][e] += access.terms[k][e];
       });
     }
-    const typename V::Place result(plan, cut, unit.first_piece, unit.first);
+    const int64_t column = unit.first + start;
 #pragma unroll
-    for (int k = 0; k < W::O; ++k) {
+    for (int k = 0; k < V::O; ++k) {
       if (plan.output[k].mode != Mode::reduced) continue;
-#pragma unroll
-      for (int e = 0; e < W::N; ++e) {
-        if (cut.parts == 1)
-          set_element<T>(sum[k][e], cut.bfloat16, result.output[k] + start + e);
-        else
-          static_cast<A*>(cut.partial[k])[(unit.row * cut.parts + unit.run) * plan.inner +
-                                          unit.first + start + e] = sum[k][e];
+      if (cut.parts == 1) {
+        Packet<typename V::T, V::N> packet;
+        narrow(sum[k], cut.bfloat16, packet);
+        packet.store(result<V>(plan, cut, k, unit.first_piece) + column);
+      } else {
+        Packet<A, V::N> packet;
+        narrow(sum[k], false, packet);
+        packet.store(static_cast<A*>(cut.partial[k]) +
+                     (unit.row * cut.parts + unit.run) * plan.inner + column);
       }
     }
-  };
-  if (worker.active && worker.thread < accesses) sum_over_pieces(V(), worker.thread * V::N);
-  if constexpr (V::kHasRest)
-    if (worker.active && worker.thread < rest)
-      sum_over_pieces(Rest<V>(), length - rest + worker.thread);
+  }
 
   if (cut.parts == 1) return;
   unsigned* counter = cut.counter + unit.row * cut.segments.divisor + unit.segment;
   if (!last_to_come(counter, cut.parts, worker)) return;
-  const typename V::Place result(plan, cut, unit.first_piece, unit.first);
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < V::O; ++k) {
     if (plan.output[k].mode != Mode::reduced) continue;
     const A* parts =
@@ -334,12 +329,16 @@ __global__ void __launch_bounds__(kBlockThreads, V::kBlocksAtOnce)
     for (int i = worker.thread; i < length; i += worker.threads) {
       double total = 0;
       for (int r = 0; r < cut.parts; ++r) total += __ldcg(parts + r * plan.inner + i);
-      set_element<T>(A(total), cut.bfloat16, result.output[k] + i);
+      set_element(A(total), cut.bfloat16,
+                  result<V>(plan, cut, k, unit.first_piece) + unit.first + i);
     }
   }
 }
 
 // ---- Launch ------------------------------------------------------------------------------------
+
+// Whether values are summed, or gradients of broadcast operands may be.
+constexpr bool has_row_sums(const Step& step) { return step.value || step.outputs > 1; }
 
 template <class V>
 cudaError_t start(const Plan& plan, const Cut& cut, cudaStream_t stream) {
@@ -375,15 +374,15 @@ cudaError_t launch_for(const Plan& plan, const Cut& cut, cudaStream_t stream) {
   };
   if (cut.wide && (any_wide.template operator()<false>() || any_wide.template operator()<true>()))
     return error;
-  return start<Variant<Op, T, kSums, 1, false, false, false>>(plan, cut, stream);
+  constexpr Sums kSingle = kSums == Sums::none && has_row_sums(Op::step) ? Sums::rows : kSums;
+  return start<Variant<Op, T, kSingle, 1, false, false, false>>(plan, cut, stream);
 }
 
 template <class Op, class T>
 cudaError_t launch(Sums sums, const Plan& plan, const Cut& cut, cudaStream_t stream) {
-  constexpr bool kGradients = Op::step.outputs > 1 && !Op::step.value;  // which may be sums
-  if constexpr (Op::step.value || kGradients)
+  if constexpr (has_row_sums(Op::step))
     if (sums == Sums::rows) return launch_for<Op, T, Sums::rows>(plan, cut, stream);
-  if constexpr (kGradients)
+  if constexpr (has_row_sums(Op::step) && !Op::step.value)
     if (sums == Sums::columns) return launch_for<Op, T, Sums::columns>(plan, cut, stream);
   return launch_for<Op, T, Sums::none>(plan, cut, stream);
 }

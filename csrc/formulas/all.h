@@ -70,16 +70,12 @@ struct WithGradientOf<Likelihood> {
 
 template <class Variant>
 constexpr bool is_likelihood = Variant::Forward::step.value && !Variant::signature.gaussians;
-template <class Variant>
-constexpr bool has_path = requires { typename Variant::PathBackward; };
 
 template <class Variant>
 constexpr auto steps_of_variant() {
   constexpr List<typename Variant::Forward, typename Variant::Backward> both;
   if constexpr (is_likelihood<Variant>)
     return both + List<typename WithGradientOf<Variant>::type>();
-  else if constexpr (has_path<Variant>)
-    return both + List<typename Variant::PathBackward>();
   else
     return both;
 }

@@ -225,14 +225,20 @@ struct KLDivergence {
   struct Backward {
     static constexpr Step step{.inputs = N, .outputs = N, .row_grad = true, .bounded_input = 1};
     template <class V>
-    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N], V grad_kl, V, V (&out)[N]) {
-      kl_backward(scale, grad_kl, in, out);
+    FASTVAE_INLINE static V apply(const Settings& settings, const V (&in)[N], V grad_kl, V,
+                                  V (&out)[N]) {
+      kl_backward(Scale(settings), grad_kl, in, out);
+      if constexpr (N == 4) {
+        const V to_q(Real<V>(settings.to_q)), to_p(Real<V>(settings.to_p));
+        for (int i = 0; i < 4; ++i) out[i] = out[i] * (i < 2 ? to_q : to_p);
+      }
       return V(0);
     }
   };
 };
 
-// With the gradients of alpha KL(stopped q || p) + (1 - alpha) KL(q || stopped p).
+// With the gradients of alpha KL(stopped q || p) + (1 - alpha) KL(q || stopped p): 1 - alpha of q's
+// and alpha of p's.
 struct BalancedKLDivergence {
   static constexpr Signature signature{.name = "balanced_kl_divergence",
                                        .operands = {"mu", "logvar", "prior_mu", "prior_logvar"},
@@ -240,17 +246,7 @@ struct BalancedKLDivergence {
                                        .gaussians = true,
                                        .balances = true};
   using Forward = KLDivergence<4>::Forward;
-  struct Backward {
-    static constexpr Step step = KLDivergence<4>::Backward::step;
-    template <class V>
-    FASTVAE_INLINE static V apply(const Settings& settings, const V (&in)[4], V grad_kl, V,
-                                  V (&out)[4]) {
-      kl_backward(Scale(settings), grad_kl, in, out);
-      const V to_p(Real<V>(settings.balance)), to_q(Real<V>(1 - settings.balance));
-      for (int i = 0; i < 4; ++i) out[i] = out[i] * (i < 2 ? to_q : to_p);
-      return V(0);
-    }
-  };
+  using Backward = KLDivergence<4>::Backward;
 };
 
 // ---- z and KL in one pass -----------------------------------------------------------------------
@@ -321,7 +317,8 @@ struct RsampleLogRatio {
                                        .operands = {"mu", "logvar", "prior_mu", "prior_logvar"},
                                        .value = "log_ratio",
                                        .gaussians = true,
-                                       .samples = true};
+                                       .samples = true,
+                                       .path = true};
   using WithoutValue = Rsample;
   struct Forward {
     static constexpr Step step{
@@ -337,24 +334,24 @@ struct RsampleLogRatio {
   };
   // d/dz (ln p(z) - ln q(z; mu, sigma constant)) is -w / sigma_p + eps / sigma. What the parameters
   // of ln q contribute besides, the score, is -eps / sigma for mu and 1 - eps^2 for h: in all 0 and
-  // 1, which is the gradient without `kPath`.
-  template <bool kPath>
-  struct BackwardOf {
+  // 1, which is the gradient where it is not `path`.
+  struct Backward {
     static constexpr Step step{
         .inputs = N + 1, .outputs = N, .noise = true, .row_grad = true, .bounded_input = 1};
     template <class V>
-    FASTVAE_INLINE static V apply(Scale scale, const V (&in)[N + 1], V grad_ratio, V eps,
-                                  V (&out)[N]) {
+    FASTVAE_INLINE static V apply(const Settings& settings, const V (&in)[N + 1], V grad_ratio,
+                                  V eps, V (&out)[N]) {
+      const Scale scale(settings);
       V gaussians[N];
       for (int i = 0; i < N; ++i) gaussians[i] = in[i];
       const V &s = in[1], &grad_z = in[N];
       const LogRatio<V> r = log_ratio(scale, gaussians, eps);
       const V pull = safe_product(r.w, r.inverse_prior_sigma);
       V slope = V(0) - pull;
-      if constexpr (kPath) slope = slope + eps / r.sigma;
+      if (settings.path) slope = slope + eps / r.sigma;
       out[0] = fma(grad_ratio, slope, grad_z);
       out[1] = out[0] * eps * scale.sigma_slope(s);
-      if constexpr (!kPath) out[1] = fma(grad_ratio, scale.log_sigma_slope(s), out[1]);
+      if (!settings.path) out[1] = fma(grad_ratio, scale.log_sigma_slope(s), out[1]);
       if constexpr (N == 4) {
         out[2] = grad_ratio * pull;
         out[3] = grad_ratio * fma(r.w, r.w, V(-1)) * scale.log_sigma_slope(in[3]);
@@ -362,8 +359,6 @@ struct RsampleLogRatio {
       return V(0);
     }
   };
-  struct Backward : BackwardOf<false> {};
-  struct PathBackward : BackwardOf<true> {};
 };
 
 // ---- log N(x; mean, sigma^2) --------------------------------------------------------------------

@@ -61,7 +61,11 @@ class Call {
   // Values are counts; `param` says whether their means are logarithms, `data_gradient` whether the
   // values' own gradient is wanted.
   void counts(int64_t param, bool data_gradient);
-  void balance(double share) { plan_.settings.balance = share; }
+  void balance(double share_of_p) {
+    plan_.settings.to_q = 1 - share_of_p;
+    plan_.settings.to_p = share_of_p;
+  }
+  void path(bool path) { plan_.settings.path = path; }
   // The last `event_ndim` dimensions are one row, to be summed, each value times its `weight`.
   void rows(int64_t event_ndim, const OptionalTensor& weight);
 

@@ -25,7 +25,7 @@ struct Kernels {
 // An op with so many operands.
 struct Variant {
   int operands = 0;
-  Kernels forward, backward, path_backward, with_gradient;
+  Kernels forward, backward, with_gradient;
   Kernels without_z, without_value;  // backward where one upstream gradient is missing
 };
 
@@ -35,7 +35,6 @@ struct Declaration {
   bool noise = false;                 // takes a seed
   bool z = false;                     // returns a sample
   bool scale_form = false;            // takes `param` and `bound`
-  bool path = false;                  // takes `path_derivative`
   std::array<Variant, 2> variants{};  // by ascending number of operands
 
   constexpr bool value() const { return signature.value; }
@@ -102,7 +101,7 @@ void for_each_setting(const Declaration& op, Direction direction, A& a, const F&
   if (categoricals && op.value()) f("free_nats", a.free_nats);
   if (op.sums() || (categoricals && op.value())) f("event_ndim", a.event_ndim);
   if (op.signature.samples) f("sample_shape", a.sample_shape);
-  if (op.path) f("path_derivative", a.path_derivative);
+  if (op.signature.path) f("path_derivative", a.path_derivative);
   if (direction != Direction::forward) f("needs", a.needs);
   if (op.scale_form) f("bound", a.bound);
 }
@@ -119,7 +118,6 @@ constexpr Variant variant_of() {
   Variant v{.operands = V::Forward::step.inputs,
             .forward = kernels_of<typename V::Forward>(),
             .backward = kernels_of<typename V::Backward>()};
-  if constexpr (has_path<V>) v.path_backward = kernels_of<typename V::PathBackward>();
   if constexpr (is_likelihood<V>) v.with_gradient = kernels_of<typename WithGradientOf<V>::type>();
   if constexpr (requires { typename V::WithoutZ; })
     v.without_z = kernels_of<typename V::WithoutZ::Backward>();
@@ -140,7 +138,6 @@ constexpr Declaration declaration_of(Op<First, Others...>) {
                 .noise = First::Forward::step.noise,
                 .z = First::Forward::step.outputs > 0,
                 .scale_form = First::Forward::step.bounded_input > 0,
-                .path = has_path<First>,
                 .variants = {variant_of<First>(), variant_of<Others>()...}};
   d.operands = operands_of(d.signature);
   return d;

@@ -72,7 +72,7 @@ Outputs run(int index, Direction direction, const Tensors& tensors, const Argume
   if (direction == Direction::with_gradient) {
     kernels = variant.with_gradient;
   } else if (direction == Direction::backward) {
-    kernels = a.path_derivative ? variant.path_backward : variant.backward;
+    kernels = variant.backward;
     if (z && sums && !tensors.grad_z && variant.without_z.index >= 0) {
       kernels = variant.without_z;
       z = false;
@@ -86,7 +86,8 @@ Outputs run(int index, Direction direction, const Tensors& tensors, const Argume
   add_operands(call, op, tensors, a, given);
   if (kernels.step.noise) call.noise(*tensors.seed, a.sample_shape);
   if (op.signature.levels) call.levels(a.bins, a.low, a.high);
-  call.balance(a.balance);
+  if (op.signature.balances) call.balance(a.balance);
+  call.path(a.path_derivative);
   if (op.counts()) call.counts(a.param, a.needs & 1);
   if (sums) call.rows(a.event_ndim, tensors.weight);
   Outputs results;
