@@ -113,6 +113,8 @@ def _ninja() -> str:
     def compiled(source: str, device: str, sanitizer: str) -> str:
         target = f"objects/{device}{sanitizer and '_'}{sanitizer}/{source}.o"
         flags = [SANITIZERS[sanitizer], INSTRUCTIONS.get(Path(source).name, "")]
+        if X86 and device == "cuda":
+            flags += ["-mfma"]  # else each is a call
         # The fibers of the CUDA loops switch so often that it pays to compile them well; but -O2
         # takes three times as long as -O1, and gains less than that in all tests.
         flags += ["-O1"] if not sanitizer else [NOT_INLINED, "-O1" if device == "cuda" else "-O0"]

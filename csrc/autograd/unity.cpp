@@ -1,4 +1,5 @@
-// One translation unit: each file would read the headers of PyTorch, which takes longer than all else.
+// One translation unit: each file would read the headers of PyTorch, which takes longer than all
+// else.
 #include "arguments.cpp"
 #include "module.cpp"
 #include "nodes.cpp"

@@ -20,6 +20,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,7 +30,7 @@
 #define __global__
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__ static thread_local  // one block at a time
+#define __shared__ static  // one block at a time
 
 using std::max, std::min;
 
@@ -61,17 +62,18 @@ inline void __threadfence() {}
 struct Position {
   unsigned x;
 };
-inline thread_local Position threadIdx, blockIdx;
+inline Position threadIdx, blockIdx;
 
 namespace cuda_on_host {
 
 constexpr unsigned kWarp = 32;
 
-class Block;
-inline Block& block();  // the one that runs
-
+// Threads of the host take turns with it: thread_local variables of a shared library are a call
+// each, which took a sixth of all time.
 class Block {
  public:
+  static Block block;  // the only one
+
   cudaError_t run(unsigned threads, bool reversed, std::function<void()> body) {
     body_ = std::move(body);
     reversed_ = reversed;
@@ -146,11 +148,13 @@ class Block {
     setcontext(&to->context);
   }
 
-  // The first thread that can run, from the present warp on and around the block.
+  // The next thread that can run: of the present warp, whose next lane it mostly is, or of the
+  // warps from there on and around the block.
   bool begin_next() {
-    const unsigned n = threads(), first = place(threadIdx.x) / kWarp * kWarp;
+    const unsigned n = threads(), here = place(threadIdx.x), first = here / kWarp * kWarp;
     for (unsigned i = 0; i < n; ++i) {
-      threadIdx.x = place((first + i) % n);
+      const unsigned lane = i < kWarp ? (here + 1 + i) % kWarp : i;
+      threadIdx.x = place((first + lane) % n);
       if (now().can_run()) return true;
     }
     return false;
@@ -174,7 +178,7 @@ class Block {
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.data();
       fiber.context.uc_stack.ss_size = fiber.stack.size();
-      makecontext(&fiber.context, [] { block().work(); }, 0);
+      makecontext(&fiber.context, [] { block.work(); }, 0);
       free_.push_back(&fiber);
     }
     Fiber* fiber = free_.back();
@@ -212,26 +216,23 @@ class Block {
   std::string message_;
 };
 
-inline Block& block() {
-  static thread_local Block block;
-  return block;
-}
+inline Block Block::block;
 
 }  // namespace cuda_on_host
 
 inline void __syncthreads(int line = __builtin_LINE()) {
-  auto& block = cuda_on_host::block();
+  auto& block = cuda_on_host::Block::block;
   block.wait("__syncthreads", line, block.threads());
 }
 inline void __syncwarp(int line = __builtin_LINE()) {
-  cuda_on_host::block().wait("__syncwarp", line, cuda_on_host::kWarp);
+  cuda_on_host::Block::block.wait("__syncwarp", line, cuda_on_host::kWarp);
 }
 template <class T>
 T __shfl_xor_sync(unsigned members, T value, int mask, int line = __builtin_LINE()) {
   if (members != ~0u) std::abort();  // not imitated
   uint64_t bits = 0;
   memcpy(&bits, &value, sizeof(T));
-  bits = cuda_on_host::block().exchange(bits, unsigned(mask), line);
+  bits = cuda_on_host::Block::block.exchange(bits, unsigned(mask), line);
   memcpy(&value, &bits, sizeof(T));
   return value;
 }
@@ -243,11 +244,13 @@ template <class... Params, class... Args>
 cudaError_t launch_kernel(void (*kernel)(Params...), unsigned blocks, unsigned threads,
                           cudaStream_t, const Args&... args) {
   static const bool reversed = std::getenv("CUDA_ON_HOST_REVERSED");
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
   if (blocks == 0 || threads % cuda_on_host::kWarp != 0) return cudaErrorInvalidConfiguration;
   for (unsigned b = 0; b < blocks; ++b) {
     blockIdx.x = reversed ? blocks - 1 - b : b;
     const auto error =
-        cuda_on_host::block().run(threads, (b + reversed) % 2 != 0, [&] { kernel(args...); });
+        cuda_on_host::Block::block.run(threads, (b + reversed) % 2 != 0, [&] { kernel(args...); });
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

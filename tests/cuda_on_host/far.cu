@@ -58,7 +58,7 @@ bool right(int64_t rows, int64_t parts, int64_t inner) {
     const int64_t unit = i / inner * cut.segments.divisor + i % inner / cut.segment_size;
     blockIdx.x = unsigned(unit / groups);
     using V = Variant<Op, T, Sums::none, kWide ? kWidth<T> : 1, true, false, false>;
-    cuda_on_host::block().run(kBlockThreads, false, [&] { loop<V>(plan, cut); });
+    cuda_on_host::Block::block.run(kBlockThreads, false, [&] { loop<V>(plan, cut); });
     for (int64_t k = i; k < i + 5; ++k) {
       T expected;
       set_element(Accumulate<T>(normal(seed, k / (parts * inner), k % (parts * inner))),
