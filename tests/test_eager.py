@@ -18,6 +18,8 @@ from torch.testing import assert_close
 
 import fastvae
 from fastvae import reference
+from fastvae.ops.op import OPS as DECLARED
+from fastvae.ops.remembered import Remembered
 
 each_op = pytest.mark.parametrize("op", OPS, ids=op_id)
 # Of float32 arithmetic, which here keeps five digits of a KL divergence near 0.
@@ -116,6 +118,26 @@ def test_a_dispersion_of_any_size(theta: float) -> None:
     assert_close(value.double(), right, rtol=1e-5, atol=2e-4)
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (5,), ()], ids=["a cell", "a gene", "all"])
+@pytest.mark.parametrize("zeros", [False, True], ids=["", "zero-inflated"])
+def test_derivatives_of_counts_that_need_none(shape: tuple[int, ...], zeros: bool) -> None:
+    """As data are, and with dispersions on both sides of the limit."""
+    name = f"{'zero_inflated_' * zeros}negative_binomial_log_prob"
+    x = torch.tensor([0.0, 0.0, 1.0, 7.0, 400.0], dtype=torch.float64).expand(3, 5)
+    mean = (torch.rand(3, 5, dtype=torch.float64) + 0.5).requires_grad_()
+    for size in (1.0, 1e3):
+        theta = ((torch.rand(shape, dtype=torch.float64) + 0.5) * size).requires_grad_()
+        leaves = [mean, theta]
+        if zeros:
+            leaves += [torch.randn(3, 5, dtype=torch.float64, requires_grad=True)]
+        values, right = (getattr(m, name)(x, *leaves).sum() for m in (fastvae, reference))
+        assert_close(values, right, rtol=1e-6, atol=0)
+        slopes, right = (torch.autograd.grad(y, leaves) for y in (values, right))
+        assert_close(slopes, right, rtol=1e-5, atol=1e-8)  # x theta^-3
+        assert gradcheck(lambda *t: getattr(fastvae, name)(x, *t), leaves)
+        assert gradgradcheck(lambda *t: getattr(fastvae, name)(x, *t), leaves)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("shape", [(), (4, 5), (0, 3), (4, 3, 2)], ids=str)
 def test_losses(reduction: str, shape: tuple[int, ...]) -> None:
@@ -177,6 +199,57 @@ def test_other_backends_draw_seeds_from_a_generator() -> None:
             z = fastvae.rsample(mu, 0.0, generator=torch.Generator().manual_seed(3))
         seed = fastvae.draw_seed(torch.Generator().manual_seed(3))
         assert_close(z, reference.rsample(mu, 0.0, seed=seed))
+
+
+# ---- Calls that come again -----------------------------------------------------------------------
+
+
+def test_a_call_seen_before_is_not_checked_again() -> None:
+    find = DECLARED["rsample_kl"].find_eager
+    remembered = Remembered(mock.Mock(side_effect=find))
+    mu, logvar = (torch.randn(4, 6, requires_grad=True) for _ in range(2))
+    results = []
+    for _ in range(3):
+        torch.manual_seed(3)
+        results.append(remembered((mu, logvar), {"event_ndim": 1}))
+    assert remembered._find.call_count == 1
+    torch.manual_seed(3)
+    right = reference.rsample_kl(mu, logvar, event_ndim=1)
+    for z, kl in results:
+        assert_close(kl, right[1])
+        assert torch.equal(z, results[0][0])
+        assert z.requires_grad
+    assert remembered((mu, logvar), {"event_ndim": 0})[1].shape == (4, 6)
+    assert remembered((mu[:2], logvar[:2]), {"event_ndim": 1})[1].shape == (2,)
+    assert remembered._find.call_count == 3
+    with fastvae.use_backend("reference"):
+        assert remembered((mu, logvar), {"event_ndim": 1}) is NotImplemented
+
+
+def test_what_is_special_is_not_taken_for_what_came_before() -> None:
+    x, mean = torch.rand(4, 6), torch.rand(4, 6, requires_grad=True)
+    for loss in (fastvae.gaussian_log_prob, fastvae.gaussian_nll_loss):
+        right = loss(x, mean, 0.5, event_ndim=1)
+        with pytest.raises(TypeError, match="event_ndim"):
+            loss(x, mean, 0.5, event_ndim=True)
+        with pytest.raises(TypeError, match="sparse"):
+            loss(x.to_sparse(), mean, 0.5, event_ndim=1)
+        with pytest.raises(ValueError, match="broadcast"):
+            loss(x[:3], mean, 0.5, event_ndim=1)
+        assert_close(loss(x, mean, 0.5, event_ndim=1, weight=torch.ones(4, 6)), right)
+        assert loss(x.double(), mean.double(), 0.5, event_ndim=1).dtype == torch.float64
+        assert loss(x, mean, 1, event_ndim=1).sum() != right.sum()
+    z = [fastvae.rsample(mean, mean, seed=seed) for seed in (None, 0, 1, 0)]
+    assert torch.equal(z[1], z[3])
+    assert not torch.equal(z[1], z[2])
+
+
+def test_only_so_many_are_remembered() -> None:
+    remembered = Remembered(DECLARED["gaussian_log_prob"].find_eager)
+    x = torch.rand(2, 3)
+    for i in range(1000):
+        remembered((x, x, i / 1000), {})
+    assert 0 < len(remembered._known) <= 256
 
 
 # ---- What PyTorch does with functions ------------------------------------------------------------

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from . import eager
 from .arguments import TensorLike, check_param, event_dims, tensor_arguments, weight_argument
 from .declare import declare, loss_of
 from .elements import event_total
@@ -106,7 +107,6 @@ poisson_nll_loss = loss_of(poisson_log_prob)
 
 # From here on the series of ln Gamma, cut off behind its fourth term, is exact to 10^-21.
 _LARGE = 100.0
-_LARGER = 300.0
 
 
 def _negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, *, param: str) -> Tensor:
@@ -141,21 +141,22 @@ def _stirling(z: Tensor) -> Tensor:
 def _negative_binomial_eager(
     x: Tensor, mean: Tensor, theta: Tensor, *, param: str, event: torch.Size
 ) -> Tensor:
+    if param == "mean" and not x.requires_grad:
+        return event_total(eager.negative_binomial(x, mean, theta), event)
     return _sum_of(*_negative_binomial_terms(x, mean, theta, param), event)
 
 
 def _negative_binomial_terms(
     x: Tensor, mean: Tensor, theta: Tensor, param: str
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Those of which a value is the sum, and those which it lacks. What is left out of Stirling's
-    series, all but its leading terms, is below 10^-6 x."""
+    """Those of which a value is the sum, and those which it lacks; as `eager.negative_binomial`."""
     if param == "log":
         log_mean, mean, theta = mean, torch.exp(mean), torch.exp(theta)
         log_mean = torch.where(_unused(x, mean), 0, log_mean)
     else:
         log_mean = torch.log(torch.where(_unused(x, mean), 1, mean))
-    large = theta > _LARGER
-    few, many = torch.where(large, 1, theta), torch.where(large, theta, _LARGER)
+    large = theta > eager.LARGE
+    few, many = torch.where(large, 1, theta), torch.where(large, theta, eager.LARGE)
     above = (x + (many - 0.5)) * torch.log1p(x / many) - x
     gammas = torch.where(large, above, torch.lgamma(x + few))
     powers = x * (log_mean - torch.log(few))
@@ -233,9 +234,14 @@ def _zero_inflated_negative_binomial_eager(
     param: str,
     event: torch.Size,
 ) -> Tensor:
-    plus, minus = _negative_binomial_terms(x, mean, theta, param)
-    value = reduce(torch.add, plus) - reduce(torch.add, minus)
-    some = torch.where(x == 0, torch.logaddexp(zero_logits, value), value)
+    if param == "mean" and not x.requires_grad:
+        value = eager.negative_binomial(x, mean, theta)
+    else:
+        plus, minus = _negative_binomial_terms(x, mean, theta, param)
+        value = reduce(torch.add, plus) - reduce(torch.add, minus)
+    empty = x == 0  # elsewhere the exponentials of logaddexp's second derivative may overflow
+    either = torch.logaddexp(zero_logits, torch.where(empty, value, 0))
+    some = torch.where(empty, either, value)
     return event_total(some - softplus(zero_logits), event)
 
 

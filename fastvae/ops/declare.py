@@ -21,6 +21,7 @@ from fastvae import backend
 from .arguments import PARAMS, check_reduction
 from .elements import common_shape
 from .op import OPS, Op, Request
+from .remembered import Remembered
 
 __all__ = ["declare", "definition_of", "loss_of"]
 
@@ -71,7 +72,8 @@ def declare(
             return op.define(*request(*args, **kwargs))
 
         module, doc = request.__module__, request.__doc__
-        return _publish(op.name, module, doc, signature, run, define, op.ordinary_call)
+        again = Remembered(op.find_eager)
+        return _publish(op.name, module, doc, signature, run, define, op.ordinary_call, again)
 
     return decorate
 
@@ -108,8 +110,8 @@ def loss_of(log_prob: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return loss if total is None else loss / total
 
     doc = _LOSS.format(log_prob=log_prob.__name__)
-    ordinary = op.ordinary_loss if op else None
-    return _publish(name, log_prob.__module__, doc, signature, run, define, ordinary)
+    ordinary, again = (op.ordinary_loss, Remembered(op.find_eager_loss)) if op else (None, None)
+    return _publish(name, log_prob.__module__, doc, signature, run, define, ordinary, again)
 
 
 def _reduced(log_prob: Tensor, reduction: str) -> Tensor:
@@ -170,11 +172,13 @@ def _publish(
     run: Callable[..., R],
     define: Callable[..., R],
     ordinary: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None,
+    again: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None,
 ) -> Callable[..., R]:
     """The public function that calls `run`, and its twin, `define`.
 
     Calls of `ordinary` tensors never come so far, if there is something that takes them. In all
-    others subclasses and modes with `__torch_function__` have their say before anything else.
+    others subclasses and modes with `__torch_function__` have their say before anything else. Then
+    come those that were seen before.
     """
 
     def public(*args: Any, **kwargs: Any) -> R:
@@ -186,6 +190,10 @@ def _publish(
             tensors = tuple(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
             if has_torch_function(tensors):
                 return handle_torch_function(public, tensors, *args, **kwargs)
+        if again is not None and not is_compiling():
+            result = again(args, kwargs)
+            if result is not NotImplemented:
+                return result
         return run(*args, **kwargs)
 
     annotations = {p.name: p.annotation for p in signature.parameters.values()}

@@ -1,4 +1,5 @@
-"""Sampling and KL to N(0, I) as nodes of autograd's graph, in plain PyTorch.
+"""Sampling, KL to N(0, I) and Gaussian log-probabilities as nodes of autograd's graph, in plain
+PyTorch.
 
 For ordinary tensors. Autograd by itself would make a node of every operation, in more passes over
 memory, and would find the derivative of e^t - 1 - t by subtraction. What a backward pass that is
@@ -7,10 +8,14 @@ itself recorded needs of the intermediate results is computed once more.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from .elements import precision
 
 __all__ = ["sample", "sample_and_kl", "standard_kl"]
 
@@ -31,6 +36,30 @@ def standard_kl(mu: Tensor, logvar: Tensor, dims: int) -> Tensor:
 def sample_and_kl(mu: Tensor, logvar: Tensor, eps: Tensor, dims: int) -> tuple[Tensor, Tensor]:
     """Both, of tensors of one shape."""
     return _SampleAndKL.apply(mu, logvar, eps, dims)
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor, logvar: Tensor, dims: int) -> Tensor:
+    """-1/2 ((x - mean)^2 e^-logvar + logvar + ln 2 pi), summed over the last `dims` dimensions, of
+    tensors of one shape."""
+    return _GaussianLogProb.apply(x, mean, logvar, dims)
+
+
+LARGE = 300.0
+"""From this theta on, Stirling's series behind its leading terms is below 1e-6 x."""
+
+
+def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    """ln Gamma(x + theta) - ln Gamma(theta) - ln x! + x ln(mean / theta) - (x + theta) ln(1 + mean
+    / theta), which broadcast; x has no gradient."""
+    return _NegativeBinomial.apply(x, mean, theta)
+
+
+def discretized_logistic(
+    x: Tensor, mean: Tensor, log_scale: Tensor, width: float, low: float, high: float
+) -> Tensor:
+    """ln of a logistic distribution's probability of a bin of `width` around x, and of all beyond
+    the bins of `low` and `high`; all broadcast."""
+    return _DiscretizedLogistic.apply(x, mean, log_scale, width, low, high)
 
 
 class _Sample(torch.autograd.Function):
@@ -83,6 +112,127 @@ class _SampleAndKL(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _GaussianLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, logvar: Tensor, dims: int) -> Tensor:
+        inverse = _inverse_sigma(logvar)
+        w = torch.sub(x, mean).mul_(inverse)
+        ctx.save_for_backward(x, mean, logvar, inverse, w)
+        elements = torch.addcmul(logvar, w, w)
+        total = elements.sum(tuple(range(-dims, 0))) if dims else elements
+        size = x.numel() / max(total.numel(), 1)
+        return torch.rsub(total, -0.5 * size * math.log(2 * math.pi), alpha=0.5)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, mean, logvar, inverse, w = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inverse = _inverse_sigma(logvar)
+            w = (x - mean) * inverse
+        grad = _of_elements(grad, x)
+        by_w = grad * w
+        by_mean = by_w * inverse
+        by_logvar = torch.addcmul(-0.5 * grad, by_w, w, value=0.5)
+        return -by_mean if ctx.needs_input_grad[0] else None, by_mean, by_logvar, None
+
+
+class _NegativeBinomial(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+        large, few, many = _sizes(theta)
+        growth, decay = torch.log1p(x / many), torch.log1p(mean / theta)
+        ctx.save_for_backward(x, mean, theta, growth, decay)
+        above = (x + (many - 0.5)).mul_(growth).sub_(x)
+        value = torch.where(large, above, (x + few).lgamma_())
+        value.sub_(torch.lgamma(few)).sub_((x + 1).lgamma_())
+        value = value.addcmul_(x, _unless_unused(x, mean).log_() - torch.log(few))
+        return value.addcmul_(x + theta, decay, value=-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor | None]:
+        x, mean, theta, growth, decay = ctx.saved_tensors
+        large, few, many = _sizes(theta)
+        if torch.is_grad_enabled():
+            growth, decay = torch.log1p(x / many), torch.log1p(mean / theta)
+        share = (x + theta) / (theta + mean)
+        by_mean = (x / _unless_unused(x, mean) - share).mul(grad).sum_to_size(mean.shape)
+        if not ctx.needs_input_grad[2]:
+            return None, by_mean, None
+        above = growth - (x / many) * (x + (many - 0.5)) / (x + many)
+        below = torch.digamma(x + few) - torch.digamma(few) - x / few
+        by_theta = torch.where(large, above, below) - decay + share * (mean / theta)
+        return None, by_mean, (grad * by_theta).sum_to_size(theta.shape)
+
+
+def _sizes(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where theta is large; theta where it is not, and where it is, else any such number."""
+    large = theta > LARGE
+    return large, torch.where(large, 1, theta), torch.where(large, theta, LARGE)
+
+
+def _unless_unused(x: Tensor, mean: Tensor) -> Tensor:
+    """The mean, but for x = 0, where nothing asks for its logarithm."""
+    return torch.where(x == 0, 1, mean)
+
+
+class _DiscretizedLogistic(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        log_scale: Tensor,
+        width: float,
+        low: float,
+        high: float,
+    ) -> Tensor:
+        first, last = x < low + width / 2, x > high - width / 2
+        inverse, upper, lower = _ends(x, mean, log_scale, width)
+        ctx.save_for_backward(x, mean, log_scale, first, last, inverse, upper, lower)
+        ctx.width = width
+        log_above, log_below = logsigmoid(upper * inverse), logsigmoid(lower * inverse)
+        inside = (log_above + log_below).add_(_log_decay(width * inverse, log_scale, width))
+        return torch.where(first, log_above, torch.where(last, log_below, inside))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, log_scale, first, last, inverse, upper, lower = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inverse, upper, lower = _ends(x, mean, log_scale, ctx.width)
+        by_above = torch.where(last, 0, grad * torch.sigmoid(-upper * inverse))
+        by_below = torch.where(first, 0, grad * torch.sigmoid(-lower * inverse))
+        by_x = (by_above - by_below) * inverse
+        by_mean = -by_x.sum_to_size(mean.shape)
+        by_x = by_x.sum_to_size(x.shape) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[2]:
+            return by_x, by_mean, None, None, None, None
+        t = (ctx.width * inverse).clamp(min=torch.finfo(grad.dtype).tiny)  # t / (e^t - 1) is 1
+        by_decay = torch.where(first | last, 0, grad * (t / torch.expm1(t)))
+        by_log_scale = -(by_above * upper + by_below * lower) * inverse - by_decay
+        return by_x, by_mean, by_log_scale.sum_to_size(log_scale.shape), None, None, None
+
+
+def _ends(
+    x: Tensor, mean: Tensor, log_scale: Tensor, width: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """1 / scale, and how far the mean is below the upper end of a bin and above its lower one."""
+    difference = x - mean
+    return precision(log_scale), width / 2 + difference, width / 2 - difference
+
+
+def _log_decay(t: Tensor, log_scale: Tensor, width: float) -> Tensor:
+    """ln(1 - e^-t) as far as rounding: below the limit it is ln t - t / 2."""
+    small = t < (24 * torch.finfo(t.dtype).eps) ** 0.5
+    near = torch.sub(math.log(width) - log_scale, t, alpha=0.5)
+    return torch.where(small, near, torch.log(-torch.expm1(-torch.where(small, 1, t))))
+
+
+def _inverse_sigma(logvar: Tensor) -> Tensor:
+    """Finite, so that 0 times it is 0."""
+    limit = math.log(torch.finfo(logvar.dtype).max / 2)
+    return torch.mul(logvar, -0.5).clamp_(max=limit).exp_()
 
 
 def _step(logvar: Tensor, eps: Tensor) -> Tensor:

@@ -394,13 +394,16 @@ def _log_prob(x: Tensor, mean: Tensor, logvar: Tensor, *, param: str) -> Tensor:
 def _log_prob_eager(
     x: Tensor, mean: Tensor, logvar: Tensor | float, *, param: str, event: torch.Size
 ) -> Tensor:
-    squares, constant = squared_difference(x, mean), math.log(2 * math.pi)
+    constant = math.log(2 * math.pi)
     if not isinstance(logvar, Tensor):
+        squares = squared_difference(x, mean)
         log_var = of_number(log_variance, logvar, param)
         weight = -0.5 * of_number(precision, log_var, squares.dtype)
         return weight * event_total(squares, event) - 0.5 * event.numel() * (log_var + constant)
     lv = log_variance(logvar, param)
-    energy = weighted_total(squares, precision(lv), event)
+    if x.shape == mean.shape == lv.shape:
+        return eager.gaussian_log_prob(x, mean, lv, len(event))
+    energy = weighted_total(squared_difference(x, mean), precision(lv), event)
     return -0.5 * (energy + event_total(lv, event) + event.numel() * constant)
 
 

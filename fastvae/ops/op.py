@@ -25,6 +25,7 @@ from .bounds import from_numbers
 from .elements import common_shape, computed_in, event_sum, is_half
 from .graph import Kernels, transformed
 from .layout import Schema
+from .remembered import FormulaCall
 
 __all__ = ["OPS", "Op", "Request", "has_kernels"]
 
@@ -151,6 +152,55 @@ class Op(Generic[R]):
         total: Any = self.eager(operands, {**settings, "event_ndim": len(shape)})
         return total / -rows
 
+    def find_eager(self, *args: Any, **kwargs: Any) -> FormulaCall | None:
+        """What a call comes to where all that computes is the eager formula, of the tensors as they
+        are; None if there is more to be done."""
+        operands, settings = self.request(*args, **kwargs)
+        formula, first = self._eager, operands[0]
+        assert first is not None
+        shape = first.shape
+        given = (*(a if isinstance(a, Tensor) else None for a in args), *(None,) * len(operands))
+        special = ("weight", "bound", "seed")
+        if (
+            self.whole
+            or is_half(first)
+            or not all(a is b for a, b in zip(operands, given))  # noqa: B905
+            or any(t is not None and t.shape != shape for t in operands)
+            or any(settings.get(name) is not None for name in special)
+            or settings.get("sample_shape")
+            or settings.get("packed_dim", -1) >= 0
+            or ("event_ndim" in settings and not formula.sums)
+        ):
+            return None
+        others = [t for t in operands if t is None]
+        if others and "scale" in settings:
+            others[-1] = settings["scale"]
+        values = self._values(formula, settings, shape)
+        count = len(operands) - len(others)
+        return FormulaCall(formula.function, count, (*others,), values, formula.draws)
+
+    def find_eager_loss(
+        self, *args: Any, reduction: str = "mean", **kwargs: Any
+    ) -> FormulaCall | None:
+        """The same of the loss that ends in the op."""
+        call = self.find_eager(*args, **kwargs)
+        if call is None or reduction not in ("mean", "sum"):
+            return None
+        shape, event = args[0].shape, call.values["event"]
+        rows = shape[: len(shape) - len(event)].numel() if reduction == "mean" else 1
+        return call._replace(values={**call.values, "event": shape}, divisor=-rows)
+
+    def _values(
+        self, formula: Formula, settings: dict[str, Any], shape: torch.Size
+    ) -> dict[str, Any]:
+        """What a formula is given by name, but for noise."""
+        values = {name: settings[name] for name in formula.given if name in settings}
+        if "param" in values:
+            values["param"] = self._params[values["param"]]
+        if formula.sums:
+            values["event"] = shape[len(shape) - settings["event_ndim"] :]
+        return values
+
     def _path(self, tensor: Tensor) -> str:
         path = backend.path(tensor)
         return "eager" if path == "native" and self._kernels is None else path
@@ -229,9 +279,7 @@ class Op(Generic[R]):
         tensors: list[Any] = _unpacked(operands, settings)
         if self.whole:
             tensors = [None if t is None else computed_in(t) for t in operands]
-            values = {name: settings[name] for name in formula.given if name in settings}
-            if "param" in values:
-                values["param"] = self._params[values["param"]]
+            values = self._values(formula, settings, first.shape)
             if not formula.draws:
                 return formula.function(*tensors, **values)
             values["uniforms"] = noise.uniforms_of_seed(settings["seed"], first)
@@ -249,13 +297,9 @@ class Op(Generic[R]):
             k = formula.operands.index("logvar")
             tensors[k] = from_numbers(bound)(tensors[k])
         sample_shape = settings.get("sample_shape", ())
-        values = {name: settings[name] for name in formula.given if name in settings}
-        if "param" in values:
-            values["param"] = self._params[values["param"]]
+        values = self._values(formula, settings, shape)
         if formula.draws:
             values["eps"] = normals(settings["seed"], shape, sample_shape, like)
-        if formula.sums:
-            values["event"] = shape[len(shape) - settings["event_ndim"] :]
         outputs = formula.function(*tensors, **values)
         several = isinstance(outputs, tuple)
         *samples, value = outputs if several else (outputs,)

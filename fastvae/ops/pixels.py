@@ -22,6 +22,7 @@ from torch.nn.functional import (
     logsigmoid,
 )
 
+from . import eager
 from .arguments import (
     TensorLike,
     check_levels,
@@ -295,18 +296,7 @@ def _discretized_logistic_eager(
     event: torch.Size,
 ) -> Tensor:
     width = (high - low) / (bins - 1)
-    difference, inverse = x - mean, precision(log_scale)
-    below_upper_end = logsigmoid((width / 2 + difference) * inverse)
-    above_lower_end = logsigmoid((width / 2 - difference) * inverse)
-    # ln(1 - e^-t) as far as rounding: below the limit it is ln t - t / 2.
-    t = width * inverse
-    small = t < (24 * torch.finfo(t.dtype).eps) ** 0.5
-    near = torch.sub(math.log(width) - log_scale, t, alpha=0.5)
-    log_decay = torch.where(small, near, torch.log(-torch.expm1(-torch.where(small, 1, t))))
-    inside = below_upper_end + above_lower_end + log_decay
-    first, last = x < low + width / 2, x > high - width / 2
-    value = torch.where(first, below_upper_end, torch.where(last, above_lower_end, inside))
-    return event_total(value, event)
+    return event_total(eager.discretized_logistic(x, mean, log_scale, width, low, high), event)
 
 
 @declare(_discretized_logistic, eager=_discretized_logistic_eager)
