@@ -54,6 +54,8 @@ def _poisson(x: Tensor, rate: Tensor, *, param: str) -> Tensor:
 def _poisson_eager(x: Tensor, rate: Tensor, *, param: str, event: torch.Size) -> Tensor:
     if param == "log_rate":
         return event_total(_poisson(x, rate, param=param), event)
+    if not x.requires_grad:
+        return event_total(eager.poisson(x, rate), event)
     log_rate = torch.log(torch.where(_unused(x, rate), 1, rate))
     return _sum_of((x * log_rate,), (rate, torch.lgamma(x + 1)), event)
 

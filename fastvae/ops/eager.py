@@ -33,6 +33,12 @@ def standard_kl(mu: Tensor, logvar: Tensor, dims: int) -> Tensor:
     return _StandardKL.apply(mu, logvar, dims)
 
 
+def kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, dims: int) -> Tensor:
+    """1/2 (w^2 + e^d - 1 - d), d = logvar - prior_logvar, w = (mu - prior_mu) / sigma_p, of tensors
+    of one shape; as exact."""
+    return _KL.apply(mu, logvar, prior_mu, prior_logvar, dims)
+
+
 def sample_and_kl(mu: Tensor, logvar: Tensor, eps: Tensor, dims: int) -> tuple[Tensor, Tensor]:
     """Both, of tensors of one shape."""
     return _SampleAndKL.apply(mu, logvar, eps, dims)
@@ -46,6 +52,11 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, logvar: Tensor, dims: int) -> Ten
 
 LARGE = 300.0
 """From this theta on, Stirling's series behind its leading terms is below 1e-6 x."""
+
+
+def poisson(x: Tensor, rate: Tensor) -> Tensor:
+    """x ln(rate) - rate - ln x!, which broadcast; x has no gradient."""
+    return _Poisson.apply(x, rate)
 
 
 def negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
@@ -88,6 +99,33 @@ class _StandardKL(torch.autograd.Function):
             growth = torch.expm1(logvar)
         grad = _of_elements(grad, mu)
         return grad * mu, 0.5 * grad * growth, None
+
+
+class _KL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Any) -> Tensor:
+        *qp, dims = tensors
+        difference, growth, inverse, w = _to_prior(*qp)
+        ctx.save_for_backward(*qp, growth, inverse, w)
+        return _kl(w, difference, growth, dims)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *qp, growth, inverse, w = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            _, growth, inverse, w = _to_prior(*qp)
+        half = 0.5 * _of_elements(grad, w)
+        by_w, by_logvar = (2 * half) * w, half * growth
+        by_mu = by_w * inverse
+        return by_mu, by_logvar, -by_mu, torch.addcmul(-by_logvar, by_w, w, value=-0.5), None
+
+
+def _to_prior(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q in units of p: d, e^d - 1, 1 / sigma_p, w."""
+    difference, inverse = logvar - prior_logvar, _inverse_sigma(prior_logvar)
+    return difference, torch.expm1(difference), inverse, (mu - prior_mu) * inverse
 
 
 class _SampleAndKL(torch.autograd.Function):
@@ -138,6 +176,18 @@ class _GaussianLogProb(torch.autograd.Function):
         return -by_mean if ctx.needs_input_grad[0] else None, by_mean, by_logvar, None
 
 
+class _Poisson(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: Tensor) -> Tensor:
+        ctx.save_for_backward(x, rate)
+        return _unless_unused(x, rate).log_().mul_(x).sub_(rate).sub_((x + 1).lgamma_())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        x, rate = ctx.saved_tensors
+        return None, (x / _above_0(rate)).sub(1).mul(grad).sum_to_size(rate.shape)
+
+
 class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
@@ -147,7 +197,7 @@ class _NegativeBinomial(torch.autograd.Function):
         above = (x + (many - 0.5)).mul_(growth).sub_(x)
         value = torch.where(large, above, (x + few).lgamma_())
         value.sub_(torch.lgamma(few)).sub_((x + 1).lgamma_())
-        value = value.addcmul_(x, _unless_unused(x, mean).log_() - torch.log(few))
+        value = torch.addcmul(value, x, _unless_unused(x, mean).log_() - torch.log(few))
         return value.addcmul_(x + theta, decay, value=-1)
 
     @staticmethod
@@ -157,7 +207,7 @@ class _NegativeBinomial(torch.autograd.Function):
         if torch.is_grad_enabled():
             growth, decay = torch.log1p(x / many), torch.log1p(mean / theta)
         share = (x + theta) / (theta + mean)
-        by_mean = (x / _unless_unused(x, mean) - share).mul(grad).sum_to_size(mean.shape)
+        by_mean = (x / _above_0(mean) - share).mul(grad).sum_to_size(mean.shape)
         if not ctx.needs_input_grad[2]:
             return None, by_mean, None
         above = growth - (x / many) * (x + (many - 0.5)) / (x + many)
@@ -227,6 +277,11 @@ def _log_decay(t: Tensor, log_scale: Tensor, width: float) -> Tensor:
     small = t < (24 * torch.finfo(t.dtype).eps) ** 0.5
     near = torch.sub(math.log(width) - log_scale, t, alpha=0.5)
     return torch.where(small, near, torch.log(-torch.expm1(-torch.where(small, 1, t))))
+
+
+def _above_0(mean: Tensor) -> Tensor:
+    """By which 0 can be divided."""
+    return mean.clamp(min=torch.finfo(mean.dtype).tiny)
 
 
 def _inverse_sigma(logvar: Tensor) -> Tensor:

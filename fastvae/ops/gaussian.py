@@ -170,9 +170,12 @@ def _kl_eager(
     lv = log_variance(logvar, param)
     if prior_mu is None or prior_logvar is None:
         return eager.standard_kl(mu, lv, len(event))
+    prior_lv = log_variance(prior_logvar, param)
+    if mu.shape == lv.shape == prior_mu.shape == prior_lv.shape:
+        return eager.kl(mu, lv, prior_mu, prior_lv, len(event))
     # To N(0, I) of the latents in units of p's scale.
     w = (mu - prior_mu) * precision(log_sigma(prior_logvar, param))
-    return eager.standard_kl(w, lv - log_variance(prior_logvar, param), len(event))
+    return eager.standard_kl(w, lv - prior_lv, len(event))
 
 
 @declare(_kl, eager=_kl_eager)

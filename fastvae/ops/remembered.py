@@ -71,7 +71,7 @@ class Remembered:
                     return NotImplemented
                 key += (a.shape, a.dtype, a.device, a.layout)
                 count += 1
-            elif kind is float or kind is int:
+            elif count and (kind is float or kind is int):
                 key.append(a)
             else:
                 return NotImplemented
