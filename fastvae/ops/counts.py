@@ -52,12 +52,9 @@ def _poisson(x: Tensor, rate: Tensor, *, param: str) -> Tensor:
 
 
 def _poisson_eager(x: Tensor, rate: Tensor, *, param: str, event: torch.Size) -> Tensor:
-    if param == "log_rate":
-        return event_total(_poisson(x, rate, param=param), event)
-    if not x.requires_grad:
+    if param == "rate" and not x.requires_grad:
         return event_total(eager.poisson(x, rate), event)
-    log_rate = torch.log(torch.where(_unused(x, rate), 1, rate))
-    return _sum_of((x * log_rate,), (rate, torch.lgamma(x + 1)), event)
+    return event_total(_poisson(x, rate, param=param), event)
 
 
 def _sum_of(plus: Sequence[Tensor], minus: Sequence[Tensor], event: torch.Size) -> Tensor:
@@ -157,8 +154,7 @@ def _negative_binomial_terms(
         log_mean = torch.where(_unused(x, mean), 0, log_mean)
     else:
         log_mean = torch.log(torch.where(_unused(x, mean), 1, mean))
-    large = theta > eager.LARGE
-    few, many = torch.where(large, 1, theta), torch.where(large, theta, eager.LARGE)
+    large, few, many = eager.sizes(theta)
     above = (x + (many - 0.5)) * torch.log1p(x / many) - x
     gammas = torch.where(large, above, torch.lgamma(x + few))
     powers = x * (log_mean - torch.log(few))

@@ -1,5 +1,4 @@
-"""Sampling, KL to N(0, I) and Gaussian log-probabilities as nodes of autograd's graph, in plain
-PyTorch.
+"""What eager formulas are made of, as nodes of autograd's graph, in plain PyTorch.
 
 For ordinary tensors. Autograd by itself would make a node of every operation, in more passes over
 memory, and would find the derivative of e^t - 1 - t by subtraction. What a backward pass that is
@@ -15,9 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .elements import precision
+from .elements import precision, sum_last
 
-__all__ = ["sample", "sample_and_kl", "standard_kl"]
+__all__ = [
+    "discretized_logistic",
+    "gaussian_log_prob",
+    "kl",
+    "negative_binomial",
+    "poisson",
+    "sample",
+    "sample_and_kl",
+    "sizes",
+    "standard_kl",
+]
 
 
 def sample(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
@@ -50,7 +59,7 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, logvar: Tensor, dims: int) -> Ten
     return _GaussianLogProb.apply(x, mean, logvar, dims)
 
 
-LARGE = 300.0
+_LARGE = 300.0
 """From this theta on, Stirling's series behind its leading terms is below 1e-6 x."""
 
 
@@ -124,7 +133,7 @@ def _to_prior(
     mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q in units of p: d, e^d - 1, 1 / sigma_p, w."""
-    difference, inverse = logvar - prior_logvar, _inverse_sigma(prior_logvar)
+    difference, inverse = logvar - prior_logvar, precision(0.5 * prior_logvar)
     return difference, torch.expm1(difference), inverse, (mu - prior_mu) * inverse
 
 
@@ -155,11 +164,11 @@ class _SampleAndKL(torch.autograd.Function):
 class _GaussianLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, logvar: Tensor, dims: int) -> Tensor:
-        inverse = _inverse_sigma(logvar)
+        inverse = precision(0.5 * logvar)
         w = torch.sub(x, mean).mul_(inverse)
         ctx.save_for_backward(x, mean, logvar, inverse, w)
         elements = torch.addcmul(logvar, w, w)
-        total = elements.sum(tuple(range(-dims, 0))) if dims else elements
+        total = sum_last(elements, dims)
         size = x.numel() / max(total.numel(), 1)
         return torch.rsub(total, -0.5 * size * math.log(2 * math.pi), alpha=0.5)
 
@@ -167,7 +176,7 @@ class _GaussianLogProb(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, mean, logvar, inverse, w = ctx.saved_tensors
         if torch.is_grad_enabled():
-            inverse = _inverse_sigma(logvar)
+            inverse = precision(0.5 * logvar)
             w = (x - mean) * inverse
         grad = _of_elements(grad, x)
         by_w = grad * w
@@ -191,7 +200,7 @@ class _Poisson(torch.autograd.Function):
 class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-        large, few, many = _sizes(theta)
+        large, few, many = sizes(theta)
         growth, decay = torch.log1p(x / many), torch.log1p(mean / theta)
         ctx.save_for_backward(x, mean, theta, growth, decay)
         above = (x + (many - 0.5)).mul_(growth).sub_(x)
@@ -203,7 +212,7 @@ class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor | None]:
         x, mean, theta, growth, decay = ctx.saved_tensors
-        large, few, many = _sizes(theta)
+        large, few, many = sizes(theta)
         if torch.is_grad_enabled():
             growth, decay = torch.log1p(x / many), torch.log1p(mean / theta)
         share = (x + theta) / (theta + mean)
@@ -216,10 +225,10 @@ class _NegativeBinomial(torch.autograd.Function):
         return None, by_mean, (grad * by_theta).sum_to_size(theta.shape)
 
 
-def _sizes(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def sizes(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where theta is large; theta where it is not, and where it is, else any such number."""
-    large = theta > LARGE
-    return large, torch.where(large, 1, theta), torch.where(large, theta, LARGE)
+    large = theta > _LARGE
+    return large, torch.where(large, 1, theta), torch.where(large, theta, _LARGE)
 
 
 def _unless_unused(x: Tensor, mean: Tensor) -> Tensor:
@@ -284,12 +293,6 @@ def _above_0(mean: Tensor) -> Tensor:
     return mean.clamp(min=torch.finfo(mean.dtype).tiny)
 
 
-def _inverse_sigma(logvar: Tensor) -> Tensor:
-    """Finite, so that 0 times it is 0."""
-    limit = math.log(torch.finfo(logvar.dtype).max / 2)
-    return torch.mul(logvar, -0.5).clamp_(max=limit).exp_()
-
-
 def _step(logvar: Tensor, eps: Tensor) -> Tensor:
     return torch.mul(logvar, 0.5).exp_().mul_(eps)
 
@@ -308,7 +311,7 @@ def _kl(mu: Tensor, logvar: Tensor, growth: Tensor, dims: int) -> Tensor:
     far = torch.sub(growth, logvar).mul_(2)
     limit = (12 * torch.finfo(logvar.dtype).eps) ** (2 / 3)
     elements = torch.where(square < limit, near, far).addcmul_(mu, mu, value=2)
-    return (elements.sum(tuple(range(-dims, 0))) if dims else elements).mul_(0.25)
+    return sum_last(elements, dims).mul_(0.25)
 
 
 def _of_elements(grad: Tensor, elements: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ __all__ = [
     "sigma",
     "squared_difference",
     "standardize",
+    "sum_last",
     "weighted_total",
 ]
 
@@ -91,7 +92,12 @@ def event_sum(elements: Tensor, shape: torch.Size, event_ndim: int | None) -> Te
     """The sum over the last `event_ndim` dimensions of `shape`, by default all but the first."""
     elements = elements.expand(shape)
     dims = event_dims(event_ndim, len(shape))
-    return elements.sum(tuple(range(-dims, 0))) if dims else elements.clone()
+    return sum_last(elements, dims) if dims else elements.clone()
+
+
+def sum_last(elements: Tensor, dims: int) -> Tensor:
+    """The sum over the last `dims` dimensions; what it is given where there are none."""
+    return elements.sum(tuple(range(-dims, 0))) if dims else elements
 
 
 # ---- For eager formulas --------------------------------------------------------------------------
@@ -102,7 +108,7 @@ def event_total(elements: Tensor, event: torch.Size) -> Tensor:
     is multiplied by how often it is there; leading dimensions are left to broadcasting."""
     dims = min(len(event), elements.dim())
     size = elements.shape[elements.dim() - dims :]
-    total = elements.sum(tuple(range(-dims, 0))) if dims else elements
+    total = sum_last(elements, dims)
     return total if size == event else total * (event.numel() / max(size.numel(), 1))
 
 

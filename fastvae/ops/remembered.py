@@ -84,10 +84,9 @@ class Remembered:
         return self._call((*key,), args, kwargs)
 
     def _call(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            call = self._known[key]
-        except KeyError:
+        if key not in self._known:
             if len(self._known) >= _MOST:
                 self._known.clear()
-            call = self._known[key] = self._find(*args, **kwargs)
+            self._known[key] = self._find(*args, **kwargs)
+        call = self._known[key]
         return NotImplemented if call is None else call(args)
