@@ -7,7 +7,7 @@ _NAMES = {
     "bounds": "ops.bounds",
     "cholesky": "models.cholesky",
     "distributions": "models.distributions",
-    "functional": "ops.gaussian",
+    "functional": "ops",
     "importance": "models.importance",
     "likelihoods": "models.likelihoods",
     "log_probs": "ops.pixels",

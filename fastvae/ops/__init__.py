@@ -13,8 +13,6 @@ from .counts import (
     zero_inflated_negative_binomial_nll_loss,
 )
 from .gaussian import (
-    gaussian_log_prob,
-    gaussian_nll_loss,
     kl_divergence,
     rsample,
     rsample_kl,
@@ -41,6 +39,7 @@ from .pixels import (
     laplace_log_prob,
     laplace_nll_loss,
 )
+from .reals import gaussian_log_prob, gaussian_nll_loss
 
 __all__ = [
     "Bound",

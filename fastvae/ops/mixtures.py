@@ -24,8 +24,8 @@ from .bounds import Bound, Raised
 from .declare import declare
 from .elements import computed_in
 from .forms import scale_form
-from .gaussian import _log_prob
 from .op import OPS, Request
+from .reals import _log_prob
 
 __all__ = ["aggregate_log_prob", "mixture_log_prob", "pairwise_log_prob"]
 
