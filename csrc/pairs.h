@@ -39,7 +39,7 @@ struct Pairs {
   void* packed = nullptr;
   double *constants = nullptr, *log_sums = nullptr;
   // Backward on the CPU goes over some rows at a time: what these give to each component, and the
-  // components' sums so far.
+  // components' sums so far (null: these are all rows).
   int64_t first_row = 0, last_row = 0;
   void* weights = nullptr;
   double* totals = nullptr;

@@ -297,6 +297,17 @@ def test_weights_of_zero() -> None:
     assert all((g == 0).all() for g in grads)
 
 
+def test_a_component_beyond_all_numbers_weighs_nothing() -> None:
+    """Its square is infinite in float32, which must not become what infinity less itself is."""
+    z, mu, logvar, log_w = components(9, 20, 12)
+    mu[3, 2], logvar[5] = 1e30, -120.0
+    value, grads = gradients(fastvae.mixture_log_prob, z, mu, logvar, log_w)
+    exact_value, exact_grads = exact("mixture_log_prob", z, mu, logvar, log_w)
+    assert_close(value, exact_value, 2e-7)
+    for found, right in zip(grads, exact_grads, strict=True):
+        assert_close(found, right, 1.5e-6)
+
+
 # ---- As other ops --------------------------------------------------------------------------------
 
 

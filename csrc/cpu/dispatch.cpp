@@ -165,7 +165,8 @@ void run_pairs_on_cpu(PairValue value, DType dtype, Pairs pairs, const Scratch& 
   if (!pairs.grad) return all(kernels.rows);
   const bool components = pairs.grad_mu || pairs.grad_s || pairs.grad_log_weights;
   pairs.weights = scratch(std::min(kPhase, pairs.rows) * width * bytes);
-  if (components) pairs.totals = numbers(width / kPanel * kernels.totals(pairs));
+  if (components && pairs.rows > kPhase)
+    pairs.totals = numbers(width / kPanel * kernels.totals(pairs));
   for (int64_t row = 0; row < pairs.rows; row += kPhase) {
     pairs.first_row = row;
     pairs.last_row = std::min(row + kPhase, pairs.rows);

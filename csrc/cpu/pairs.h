@@ -7,12 +7,13 @@
 // `components` streams over the rows for one panel. Backward, the rows' weights are handed from one
 // to the other for kPhase rows at a time.
 //
-// A density is summed in T for kBlock dimensions and in double beyond, since an error of its
-// logarithm is one of its weight, relative to that.
+// A density is summed in T for kBlock dimensions and with twice its digits beyond, since an error
+// of its logarithm is one of its weight, relative to that.
 #pragma once
 
 #include <algorithm>
 #include <memory>
+#include <new>
 
 #include "../formulas/pairs.h"
 #include "../pairs.h"
@@ -21,9 +22,14 @@
 namespace fastvae {
 inline namespace FASTVAE_TARGET {
 
+// Memory for vectors: not across two lines of the cache (new[] would align by 16 bytes).
+struct Free {
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t(kRegisterBytes)); }
+};
 template <class E>
-std::unique_ptr<E[]> scratch(int64_t n) {
-  return std::unique_ptr<E[]>(new E[size_t(n)]);
+std::unique_ptr<E[], Free> scratch(int64_t n) {
+  void* const p = ::operator new(size_t(n) * sizeof(E), std::align_val_t(kRegisterBytes));
+  return std::unique_ptr<E[], Free>(static_cast<E*>(p));
 }
 
 inline int64_t panels_of(const Pairs& pairs) { return (pairs.components + kLanes - 1) / kLanes; }
@@ -35,15 +41,34 @@ inline Scale scale_of(const Pairs& pairs) {
   return settings;
 }
 
+// A sum of squares and what its roundings left out, which is exact where the sum so far is not
+// below what is added (Dekker, Numer. Math. 18, 1971). To convert each number to double takes twice
+// as many instructions.
+template <class V>
+struct CarefulSum {
+  V sum{0}, left_out{0};
+
+  FASTVAE_INLINE void add(V square) {
+    const V more = sum + square;
+    left_out = left_out + (square - (more - sum));
+    sum = more;
+  }
+  FASTVAE_INLINE V missing() const {
+    return select(sum == V(Constants<Real<V>>::infinity), V(0), left_out);
+  }
+};
+
 // With `kEach`, pairs stand alone; else they are a mixture.
 template <class T, bool kEach>
 class PairLoop {
   using V = Vec<T>;
   using Wide = Vec<double>;
-  static constexpr int kTile = 4;    // rows that share the loads of a panel
-  static constexpr int kRows = 8;    // of a unit
-  static constexpr int kBlock = 8;   // dimensions
-  static constexpr int kChunk = 64;  // rows that are summed in T
+  static constexpr V* kNarrow = nullptr;  // what to convert to
+  static constexpr Wide* kWide = nullptr;
+  static constexpr int kTile = V::kCount == 1 ? 8 : 4;  // rows that share the loads of a panel
+  static constexpr int kRows = 8;                       // of a unit
+  static constexpr int kBlock = 8;                      // dimensions
+  static constexpr int kChunk = 64;                     // rows that are summed in T
 
  public:
   static int64_t packed_size(const Pairs& pairs) {
@@ -64,19 +89,21 @@ class PairLoop {
     const auto* weights = static_cast<const T*>(pairs.log_weights);
     for (int64_t k = begin; k < end; ++k) {
       const int64_t first = k * kLanes, n = loop.lanes(k);
-      T mu[kLanes] = {}, s[kLanes] = {};
       double constant[kLanes];
       Wide sum(pairs.log_other);
+      Columns mu{}, s{};
       T* to = loop.panel(k);
-      for (int64_t d = 0; d < pairs.size; ++d, to += 2 * kLanes) {
-        for (int64_t l = 0; l < n; ++l) {
-          mu[l] = static_cast<const T*>(pairs.mu)[(first + l) * pairs.size + d];
-          s[l] = static_cast<const T*>(pairs.s)[(first + l) * pairs.size + d];
+      for (int64_t d = 0; d < pairs.size; d += kLanes) {
+        const int64_t m = std::min<int64_t>(kLanes, pairs.size - d);
+        const int64_t place = first * pairs.size + d;
+        read_columns(static_cast<const T*>(pairs.mu) + place, pairs.size, n, m, mu);
+        read_columns(static_cast<const T*>(pairs.s) + place, pairs.size, n, m, s);
+        for (int64_t j = 0; j < m; ++j, to += 2 * kLanes) {
+          const V vs = load_same(s[j]);
+          store_same(to, load_same(mu[j]));
+          store_same(to + kLanes, precision_root(scale, vs));
+          sum = sum + convert(log_constant(scale, vs), kWide);
         }
-        const V vs = load_same(s);
-        store_same(to, load_same(mu));
-        store_same(to + kLanes, precision_root(scale, vs));
-        sum = sum + convert(log_constant(scale, vs), static_cast<Wide*>(nullptr));
       }
       store_same(constant, sum);
       for (int64_t l = 0; l < kLanes; ++l)
@@ -111,7 +138,9 @@ class PairLoop {
         else
           loop.log_sum(first + r, of_row, weights);
       }
-      if (backward && pairs.grad_z) loop.gradient_of_z(first, n);
+      for (int64_t r = 0; r < n && backward && pairs.grad_z; r += kTile)
+        for (int64_t d = 0; d < pairs.size; ++d)
+          loop.gradient_of_z(first + r, int(std::min<int64_t>(kTile, n - r)), d);
     }
   }
 
@@ -121,8 +150,9 @@ class PairLoop {
     const PairLoop loop(pairs);
     const int64_t numbers = totals(pairs);
     const auto chunk = scratch<T>(numbers);
+    const auto own = scratch<double>(pairs.totals ? 0 : numbers);
     for (int64_t k = begin; k < end; ++k) {
-      double* total = pairs.totals + k * numbers;
+      double* total = pairs.totals ? pairs.totals + k * numbers : own.get();
       if (pairs.first_row == 0) std::fill_n(total, numbers, 0.0);
       for (int64_t b = pairs.first_row; b < pairs.last_row; b += kChunk) {
         std::fill_n(chunk.get(), numbers, T(0));
@@ -130,8 +160,7 @@ class PairLoop {
         for (int64_t row = b; row < last; row += kTile)
           loop.add_tile(k, row, int(std::min<int64_t>(kTile, last - row)), chunk.get());
         for (int64_t i = 0; i < numbers; i += kLanes)
-          store_same(total + i,
-                     load_same(total + i) + load(chunk.get() + i, static_cast<Wide*>(nullptr)));
+          store_same(total + i, load_same(total + i) + load(chunk.get() + i, kWide));
       }
       if (pairs.last_row == pairs.rows) loop.write_gradients(k, total);
     }
@@ -139,6 +168,19 @@ class PairLoop {
 
  private:
   explicit PairLoop(const Pairs& pairs) : p_(pairs) {}
+
+  // Sixteen components by their dimensions, a vector each. Rows of `n` components and `m`
+  // dimensions to that and back: one number after the other, but never a vector just after its
+  // numbers, which would wait until they have left the store buffer.
+  using Columns = T[kLanes][kLanes];
+  static void read_columns(const T* from, int64_t stride, int64_t n, int64_t m, Columns& to) {
+    for (int64_t l = 0; l < n; ++l, from += stride)
+      for (int64_t j = 0; j < m; ++j) to[j][l] = from[j];
+  }
+  static void write_columns(const Columns& from, int64_t n, int64_t m, T* to, int64_t stride) {
+    for (int64_t l = 0; l < n; ++l, to += stride)
+      for (int64_t j = 0; j < m; ++j) to[j] = from[j][l];
+  }
 
   // What a present row gives to each component.
   T* weights(int64_t row) const {
@@ -155,8 +197,9 @@ class PairLoop {
   FASTVAE_INLINE void log_densities(int64_t k, int64_t row, Wide (&to)[kTile]) const {
     const T* at = panel(k);
     const T* of[kTile];
+    CarefulSum<V> squares[kTile];
     FASTVAE_UNROLL
-    for (int i = 0; i < kTile; ++i) of[i] = z(row + i), to[i] = Wide(0);
+    for (int i = 0; i < kTile; ++i) of[i] = z(row + i);
     for (int64_t d = 0; d < p_.size; d += kBlock) {
       V sum[kTile];
       FASTVAE_UNROLL
@@ -168,11 +211,13 @@ class PairLoop {
         for (int i = 0; i < kTile; ++i) sum[i] = add_square(sum[i], V(of[i][j]), mu, inverse_sigma);
       }
       FASTVAE_UNROLL
-      for (int i = 0; i < kTile; ++i) to[i] = to[i] + convert(sum[i], static_cast<Wide*>(nullptr));
+      for (int i = 0; i < kTile; ++i) squares[i].add(sum[i]);
     }
     const Wide constant = load_same(p_.constants + k * kLanes);
     FASTVAE_UNROLL
-    for (int i = 0; i < kTile; ++i) to[i] = log_density(to[i], constant);
+    for (int i = 0; i < kTile; ++i)
+      to[i] = log_density(convert(squares[i].sum, kWide) + convert(squares[i].missing(), kWide),
+                          constant);
     if (p_.log_own == p_.log_other) return;
     for (int i = 0; i < kTile; ++i) {
       const int64_t own = row + i - k * kLanes;
@@ -207,7 +252,7 @@ class PairLoop {
     const Wide shift(shift_of(largest));
     V sum(0);
     for (int64_t k = 0; k < width; k += kLanes) {
-      const V w = weight(convert(halvings(load_same(logs + k), shift), static_cast<V*>(nullptr)));
+      const V w = weight(convert(halvings(load_same(logs + k), shift), kNarrow));
       if (weights) store_same(weights + k, w);
       sum = sum + w;
     }
@@ -222,40 +267,26 @@ class PairLoop {
       store_same(weights + k, load_same(weights + k) * factor);
   }
 
-  // Of `n` rows, from the weights that each gives to every component; kBlock dimensions at a time,
-  // whose sums stay in the first-level cache.
-  void gradient_of_z(int64_t first, int64_t n) const {
-    alignas(64) T sums[kRows * kBlock * kLanes];
-    const int64_t panels = panels_of(p_);
-    for (int64_t d = 0; d < p_.size; d += kBlock) {
-      const int m = int(std::min<int64_t>(kBlock, p_.size - d));
-      std::fill_n(sums, kRows * m * kLanes, T(0));
-      for (int64_t k = 0; k < panels; ++k)
-        for (int64_t r = 0; r < n; r += kTile) {
-          const T* at = panel(k) + d * 2 * kLanes;
-          const T* of[kTile];
-          V weight[kTile];
-          FASTVAE_UNROLL
-          for (int i = 0; i < kTile; ++i) {
-            of[i] = z(first + r + i) + d;
-            weight[i] = r + i < n ? load_same(weights(first + r + i) + k * kLanes) : V(0);
-          }
-          T* sum = sums + r * m * kLanes;
-          for (int j = 0; j < m; ++j, at += 2 * kLanes, sum += kTile * kLanes) {
-            const V mu = load_same(at), inverse_sigma = load_same(at + kLanes);
-            const V precision = inverse_sigma * inverse_sigma;
-            FASTVAE_UNROLL
-            for (int i = 0; i < kTile; ++i)
-              store_same(sum + i * kLanes, add_gradient_of_z(load_same(sum + i * kLanes), weight[i],
-                                                             V(of[i][j]), mu, precision));
-          }
-        }
-      for (int64_t r = 0; r < n; ++r)
-        for (int j = 0; j < m; ++j) {
-          const T* sum = sums + (r / kTile * kTile * m + j * kTile + r % kTile) * kLanes;
-          static_cast<T*>(p_.grad_z)[(first + r) * p_.size + d + j] = sum_lanes(load_same(sum));
-        }
+  // Of `n` rows by dimension d, from the weights that each gives to every component.
+  FASTVAE_INLINE void gradient_of_z(int64_t row, int n, int64_t d) const {
+    V z_of[kTile], sum[kTile];
+    const T* of[kTile];
+    FASTVAE_UNROLL
+    for (int i = 0; i < kTile; ++i) {
+      z_of[i] = V(z(row + i)[d]), sum[i] = V(0);
+      of[i] = weights(row + std::min(i, n - 1));
     }
+    const T* at = panel(0) + d * 2 * kLanes;
+    const int64_t panels = panels_of(p_);
+    for (int64_t k = 0; k < panels; ++k, at += p_.size * 2 * kLanes) {
+      const V mu = load_same(at), inverse_sigma = load_same(at + kLanes);
+      const V precision = inverse_sigma * inverse_sigma;
+      FASTVAE_UNROLL
+      for (int i = 0; i < kTile; ++i)
+        sum[i] = add_gradient_of_z(sum[i], load_same(of[i] + k * kLanes), z_of[i], mu, precision);
+    }
+    for (int i = 0; i < n; ++i)
+      static_cast<T*>(p_.grad_z)[(row + i) * p_.size + d] = sum_lanes(sum[i]);
   }
 
   // Adds to the sums of a panel what `n` rows contribute.
@@ -284,22 +315,26 @@ class PairLoop {
 
   void write_gradients(int64_t k, const double* sums) const {
     const Scale scale = scale_of(p_);
-    const double* weights = sums + 2 * p_.size * kLanes;
+    const int64_t first = k * kLanes, n = lanes(k);
+    const Wide weights = load_same(sums + 2 * p_.size * kLanes);
+    if (p_.grad_log_weights)
+      for (int64_t l = 0; l < n; ++l)
+        static_cast<T*>(p_.grad_log_weights)[first + l] = T(sums[2 * p_.size * kLanes + l]);
+    Columns s{}, of_mu, of_s;
     const T* at = panel(k);
-    for (int64_t l = 0; l < lanes(k) && p_.grad_log_weights; ++l)
-      static_cast<T*>(p_.grad_log_weights)[k * kLanes + l] = T(weights[l]);
-    for (int64_t d = 0; d < p_.size; ++d, at += 2 * kLanes, sums += 2 * kLanes)
-      for (int64_t l = 0; l < lanes(k); ++l) {
-        const int64_t place = (k * kLanes + l) * p_.size + d;
-        const double inverse_sigma = at[kLanes + l];
-        if (p_.grad_mu)
-          static_cast<T*>(p_.grad_mu)[place] = T(gradient_of_mu(sums[l], inverse_sigma));
-        if (p_.grad_s) {
-          const double s = static_cast<const T*>(p_.s)[place];
-          static_cast<T*>(p_.grad_s)[place] =
-              T(gradient_of_s(scale, s, sums[kLanes + l], weights[l], inverse_sigma));
-        }
+    for (int64_t d = 0; d < p_.size; d += kLanes) {
+      const int64_t m = std::min<int64_t>(kLanes, p_.size - d), place = first * p_.size + d;
+      read_columns(static_cast<const T*>(p_.s) + place, p_.size, n, m, s);
+      for (int64_t j = 0; j < m; ++j, at += 2 * kLanes, sums += 2 * kLanes) {
+        const Wide inverse_sigma = load(at + kLanes, kWide);
+        const Wide of_sigma = gradient_of_s(scale, load(s[j], kWide), load_same(sums + kLanes),
+                                            weights, inverse_sigma);
+        store_same(of_mu[j], convert(gradient_of_mu(load_same(sums), inverse_sigma), kNarrow));
+        store_same(of_s[j], convert(of_sigma, kNarrow));
       }
+      if (p_.grad_mu) write_columns(of_mu, n, m, static_cast<T*>(p_.grad_mu) + place, p_.size);
+      if (p_.grad_s) write_columns(of_s, n, m, static_cast<T*>(p_.grad_s) + place, p_.size);
+    }
   }
 
   const Pairs& p_;
