@@ -414,6 +414,10 @@ struct PowerOfTwo<Vec<float, N>> {
     return each<float>([](auto a, auto b) { return _mm512_scalef_ps(a, b); }, x, n);
   }
 };
+template <int N>
+FASTVAE_INLINE Vec<float, N> times_power_of_two(Vec<float, N> x, Vec<float, N> shifted) {
+  return PowerOfTwo<Vec<float, N>>(shifted).times(x);
+}
 #endif
 
 }  // namespace FASTVAE_TARGET

@@ -9,6 +9,24 @@ inline namespace FASTVAE_TARGET {
 
 constexpr double kLog2e = 1.4426950408889634074;
 
+// (2^-g - 1) / g, |g| <= 1/2: minimax coefficients as those of math.h, relative error of 2^-g 6e-9
+// (float) and 3e-18 (double).
+template <class V>
+FASTVAE_INLINE V power_polynomial(V g) {
+  if constexpr (sizeof(Real<V>) == sizeof(float)) {
+    const float c[] = {-0x1.62e432p-1f, 0x1.ebfbe6p-3f,   -0x1.c6adc4p-5f,
+                       0x1.3b222ep-7f,  -0x1.5fa782p-10f, 0x1.4b0c3cp-13f};
+    return polynomial(g, c);
+  } else {
+    const double c[] = {-0x1.62e42fefa39efp-1,  0x1.ebfbdff82c58ep-3,   -0x1.c6b08d704a198p-5,
+                        0x1.3b2ab6fba51d4p-7,   -0x1.5d87fe788ac2ep-10, 0x1.430912f73cb87p-13,
+                        -0x1.ffcbfc93c3b93p-17, 0x1.62c027ad703bbp-20,  -0x1.b525c13e3b0ecp-24,
+                        0x1.e4b95b8c11f60p-28,  -0x1.e3e89e8c810a5p-32, 0x1.e4350363422d0p-36,
+                        -0x1.571f12ce8870fp-37};
+    return short_polynomial(g, g * g, c);
+  }
+}
+
 // 2^-q for q >= 0: what a component weighs against one of weight 1. 0 below 10^-26 (in double
 // 10^-130), which no sum notices: numbers near the smallest would make every product with them take
 // a hundred times as long.
@@ -17,12 +35,9 @@ FASTVAE_INLINE V weight(V q) {
   using C = Constants<Real<V>>;
   constexpr bool kDouble = sizeof(Real<V>) == sizeof(double);
   const V shifted = V(C::round_magic) - q;
-  const V n = shifted - V(C::round_magic);
-  const V r = (q + n) * V(Real<V>(-0.69314718055994530942));  // -q = n + r / ln 2
-  const V r2 = r * r;
-  const V expm1 = fma(r2, exp_polynomial(r, r2), r);
-  const V power = as_real((as_int(shifted) + Int<V>(C::exponent_bias)) << C::mantissa_bits);
-  return select(q >= V(Real<V>(kDouble ? 430 : 86)), V(0), fma(power, expm1, power));
+  const V g = q + (shifted - V(C::round_magic));  // -q = n - g
+  const V power = fma(power_polynomial(g), g, V(1));
+  return select(q >= V(Real<V>(kDouble ? 430 : 86)), V(0), times_power_of_two(power, shifted));
 }
 
 // log - total in powers of 1/2. Taken in the type of the logarithms, and narrowed then.

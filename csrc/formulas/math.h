@@ -2,7 +2,7 @@
 //
 // Written once against a small vocabulary that `float`, `double` (here) and `Vec<E>` (cpu/vec.h)
 // share: + - * /, comparisons, fma, sqrt, select, at_most, at_least, as_int, as_real, to_real,
-// wrap_add, wrap_sub, PowerOfTwo.
+// wrap_add, wrap_sub, PowerOfTwo, times_power_of_two.
 // Every multiply-add is spelled `fma` and compilers must not contract others (-ffp-contract=off,
 // --fmad=false), so all instruction sets and devices give the same float32 bits.
 //
@@ -261,6 +261,13 @@ struct PowerOfTwo {
   }
   FASTVAE_INLINE V times(V x) const { return x * half * rest; }
 };
+
+// x 2^n where 2^n is a normal number.
+template <class V>
+FASTVAE_INLINE V times_power_of_two(V x, V shifted) {
+  using C = Constants<Real<V>>;
+  return x * as_real((as_int(shifted) + Int<V>(C::exponent_bias)) << C::mantissa_bits);
+}
 
 template <class V>
 FASTVAE_INLINE Exp<V> exp(V t) {

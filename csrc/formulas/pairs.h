@@ -6,10 +6,10 @@
 // Never t^2 by its three terms: z^2 - 2 z mu + mu^2 is what a product of matrices can compute, and
 // loses the digits that z and mu have in common.
 //
-// Gradients, for the upstream gradient w of ln N(z), with u = z - mu, are kept as sums of w u and
+// Gradients, for the upstream gradient w of ln N(z), with u = mu - z, are kept as sums of w u and
 // w u^2 and divided by sigma^2 at the end, once for a component:
 //
-//     d/dz = -w u / sigma^2,   d/dmu = w u / sigma^2,   d/dh = w (u^2 / sigma^2 - 1),   h = ln
+//     d/dz = w u / sigma^2,   d/dmu = -w u / sigma^2,   d/dh = w (u^2 / sigma^2 - 1),   h = ln
 //     sigma
 #pragma once
 
@@ -64,14 +64,14 @@ struct ComponentSums {
   V first, second;  // of w u, of w u^2
 
   FASTVAE_INLINE void add(V weight, V z, V mu) {
-    const V u = z - mu, v = weight * u;
+    const V u = mu - z, v = weight * u;
     first = first + v;
     second = fma(v, u, second);
   }
 };
 template <class V>
 FASTVAE_INLINE V gradient_of_mu(V first, V inverse_sigma) {
-  return first * inverse_sigma * inverse_sigma;
+  return V(0) - first * inverse_sigma * inverse_sigma;
 }
 template <class V>
 FASTVAE_INLINE V gradient_of_s(Scale scale, V s, V second, V weights, V inverse_sigma) {
