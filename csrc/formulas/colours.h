@@ -41,8 +41,10 @@ template <class V>
 struct LogisticMass {
   using R = Real<V>;
   decltype(V() < V()) first, last, outermost, tiny, upwards;
-  V inverse, lower, t, u, v, ratio, decay, decayed, share, log_width_over_b;
+  V inverse, lower, t, u, v, ratio, decay, decayed, denominator, log_width_over_b;
+  V share;  // 1 / denominator, which is for others to find: 1 to 4
 
+  LogisticMass() = default;
   FASTVAE_INLINE LogisticMass(const Levels& levels, V x, V mean, V s)
       : first(x < V(R(levels.first_end))),
         last(x > V(R(levels.last_begin))),
@@ -54,22 +56,24 @@ struct LogisticMass {
     inverse = at_most(V(R(1e30)), exp(V(0) - s).exp);
     t = width * inverse;
     lower = (distance - V(R(levels.half_width))) * inverse;
-    u = exp(V(0) - magnitude(lower)).exp;
+    // e^-|lower|, e^-lower. Where the second is more than 10^30 e^-t is 0.
+    const ExpBothWays<V> e_lower = exp_both_ways(at_most(V(86), at_least(V(-69), lower)));
+    ratio = e_lower.down;
+    u = select(lower > V(0), e_lower.down, e_lower.up);
     const Exp<V> e = exp(V(0) - t);
     decayed = e.exp;
     decay = V(0) - e.expm1;
-    // e^-lower. Where it is more than 10^30 e^-t is 0.
-    ratio = select(lower > V(0), u, V(1) / at_least(V(R(1e-30)), u));
     v = select(outermost, V(0), ratio * decayed);
-    share = V(1) / ((V(1) + u) * (V(1) + v));
+    denominator = (V(1) + u) * (V(1) + v);
     tiny = t < V(R(1e-30));  // of a scale so large, t itself may be lost
     log_width_over_b = V(R(levels.log_width)) - s;
   }
 
-  FASTVAE_INLINE V log_mass() const {
-    const V mass = select(outermost | tiny, V(1), decay) * share;
+  // The mass is one times e^ the other.
+  FASTVAE_INLINE V factor() const { return select(outermost | tiny, V(1), decay) * share; }
+  FASTVAE_INLINE V exponent() const {
     const V lost = select(tiny, log_width_over_b, V(0));
-    return log_of_normal(mass) - at_least(V(0), lower) + select(outermost, V(0), lost);
+    return select(outermost, V(0), lost) - at_least(V(0), lower);
   }
   FASTVAE_INLINE V by_mean() const {
     const V below = below_lower();
@@ -133,39 +137,56 @@ struct ColourComponent {
       x[i] = of_pixel[i];
       mean[i] = at(c.mean(i, k));
       log_scale[i] = at(c.log_scale(i, k));
-      if (kChannels == 3) coefficient[i] = tanh(at(c.coefficient(i, k)));
     }
     if constexpr (kChannels == 3) {
+      V above[3], below[3];
+      FASTVAE_UNROLL
+      for (int i = 0; i < 3; ++i) {
+        const Ratio<V> y = tanh_as_ratio(at(c.coefficient(i, k)));
+        above[i] = y.above, below[i] = y.below;
+      }
+      reciprocals(below, coefficient);
+      FASTVAE_UNROLL
+      for (int i = 0; i < 3; ++i) coefficient[i] = coefficient[i] * above[i];
       mean[1] = fma(coefficient[0], x[0], mean[1]);
       mean[2] = fma(coefficient[2], x[1], fma(coefficient[1], x[0], mean[2]));
     }
   }
 
   FASTVAE_INLINE V log_mass() const {
-    V sum(0);
-    FASTVAE_UNROLL
-    for (int i = 0; i < kChannels; ++i) sum = sum + of_channel(i).log_mass();
-    return sum;
+    return log_mass([](int, const LogisticMass<V>&) {});
   }
   FASTVAE_INLINE V log_mass(ColourSlopes<V, kChannels>& slopes) const {
-    V sum(0);
-    FASTVAE_UNROLL
-    for (int i = 0; i < kChannels; ++i) {
-      const LogisticMass<V> mass = of_channel(i);
-      sum = sum + mass.log_mass();
+    return log_mass([&](int i, const LogisticMass<V>& mass) {
       slopes.by_mean[i] = mass.by_mean();
       const auto bounded = log_scale[i] < least_log_scale();
       slopes.by_log_scale[i] = select(bounded, V(0), mass.by_log_scale());
       if (kChannels == 3) slopes.coefficient[i] = coefficient[i];
-    }
-    return sum;
+    });
   }
 
  private:
-  FASTVAE_INLINE V least_log_scale() const { return V(Real<V>(c.least_log_scale)); }
-  FASTVAE_INLINE LogisticMass<V> of_channel(int i) const {
-    return {c.settings.levels, x[i], mean[i], at_least(least_log_scale(), log_scale[i])};
+  template <class F>
+  FASTVAE_INLINE V log_mass(const F& f) const {
+    LogisticMass<V> mass[kChannels];
+    V denominator[kChannels], share[kChannels], factor[kChannels], exponent(0);
+    FASTVAE_UNROLL
+    for (int i = 0; i < kChannels; ++i) {
+      const V s = at_least(least_log_scale(), log_scale[i]);
+      mass[i] = LogisticMass<V>(c.settings.levels, x[i], mean[i], s);
+      denominator[i] = mass[i].denominator;
+    }
+    reciprocals(denominator, share);
+    FASTVAE_UNROLL
+    for (int i = 0; i < kChannels; ++i) {
+      mass[i].share = share[i];
+      factor[i] = mass[i].factor();
+      exponent = exponent + mass[i].exponent();
+      f(i, mass[i]);
+    }
+    return log_of_product(factor) + exponent;
   }
+  FASTVAE_INLINE V least_log_scale() const { return V(Real<V>(c.least_log_scale)); }
 };
 
 }  // namespace FASTVAE_TARGET

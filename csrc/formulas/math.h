@@ -116,6 +116,9 @@ FASTVAE_INLINE double to_real(int64_t a) { return static_cast<double>(a); }
 FASTVAE_INLINE int32_t wrap_add(int32_t a, int32_t b) {
   return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
 }
+FASTVAE_INLINE int64_t wrap_add(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+}
 FASTVAE_INLINE int32_t wrap_sub(int32_t a, int32_t b) {
   return static_cast<int32_t>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b));
 }
@@ -294,6 +297,58 @@ FASTVAE_INLINE Exp<V> exp(V t) {
   return result;
 }
 
+// Of cosh r and sinh(r) / r, by r^2. For |r| <= ln(2)/2 the next term is below an eighth of a unit
+// in the last place.
+template <class R>
+struct HyperbolicSeries {
+  static constexpr int kTerms = sizeof(R) == sizeof(float) ? 4 : 8;
+  R cosh[kTerms] = {1}, sinh[kTerms] = {1};
+
+  FASTVAE_INLINE constexpr HyperbolicSeries() {
+    for (int i = 1; i < kTerms; ++i) {
+      cosh[i] = cosh[i - 1] / R((2 * i - 1) * (2 * i));
+      sinh[i] = sinh[i - 1] / R((2 * i) * (2 * i + 1));
+    }
+  }
+};
+
+// e^t and e^-t, to 1.5 units in the last place where both are normal: by the even and the odd part
+// of e^r.
+template <class V>
+struct ExpBothWays {
+  V up, down;
+};
+template <class V>
+FASTVAE_INLINE ExpBothWays<V> exp_both_ways(V t) {
+  using C = Constants<Real<V>>;
+  constexpr HyperbolicSeries<Real<V>> series;
+  const V shifted = fma(t, V(C::log2e), V(C::round_magic));
+  const V n = shifted - V(C::round_magic);
+  const V r = fma(n, V(-C::ln2_lo), fma(n, V(-C::ln2_hi), t));
+  const V r2 = r * r;
+  const V cosh = polynomial(r2, series.cosh), sinh = r * polynomial(r2, series.sinh);
+  return {times_power_of_two(cosh + sinh, shifted),
+          times_power_of_two(cosh - sinh, V(C::round_magic) - n)};
+}
+
+// ---- Reciprocals --------------------------------------------------------------------------------
+
+// By one division, which takes as long as twenty multiplications. The product of all must be
+// normal.
+template <class V, int N>
+FASTVAE_INLINE void reciprocals(const V (&x)[N], V (&to)[N]) {
+  V product[N] = {x[0]};
+  FASTVAE_UNROLL
+  for (int i = 1; i < N; ++i) product[i] = product[i - 1] * x[i];
+  V rest = V(1) / product[N - 1];
+  FASTVAE_UNROLL
+  for (int i = N - 1; i > 0; --i) {
+    to[i] = rest * product[i - 1];
+    rest = rest * x[i];
+  }
+  to[0] = rest;
+}
+
 // ---- Logarithm ----------------------------------------------------------------------------------
 
 // ln((1 + f) 2^e) - f without the larger part of e ln 2, for f in [sqrt(1/2) - 1, sqrt(2) - 1].
@@ -365,6 +420,21 @@ FASTVAE_INLINE V log_of_normal(V x) {
   return log_of_parts(parts.mantissa - V(1), to_real(parts.exponent));
 }
 
+// The sum of the logarithms of a few normal positive numbers: of the product of what are their
+// digits, which is near 1.
+template <class V, int N>
+FASTVAE_INLINE V log_of_product(const V (&x)[N]) {
+  Split<V> all = split(x[0]);
+  FASTVAE_UNROLL
+  for (int i = 1; i < N; ++i) {
+    const Split<V> parts = split(x[i]);
+    all.mantissa = all.mantissa * parts.mantissa;
+    all.exponent = wrap_add(all.exponent, parts.exponent);
+  }
+  const Split<V> parts = split(all.mantissa);
+  return log_of_parts(parts.mantissa - V(1), to_real(wrap_add(all.exponent, parts.exponent)));
+}
+
 // v - ln(1 + v) >= 0, accurate in the relative sense near v = 0 too; `ratio` is 1 + v. Infinite at
 // both ends. Where v is near -1, `ratio` may be any number: v - ln(ratio).
 template <class V>
@@ -414,10 +484,19 @@ FASTVAE_INLINE Softplus<V> softplus(V t) {
 }
 
 template <class V>
-FASTVAE_INLINE V tanh(V t) {
+struct Ratio {
+  V above, below;
+};
+// tanh, still to be divided: by 1 to 2.
+template <class V>
+FASTVAE_INLINE Ratio<V> tanh_as_ratio(V t) {
   const V e = exp(V(-2) * magnitude(t)).expm1;
-  const V y = (V(0) - e) / (V(2) + e);
-  return select(t < V(0), V(0) - y, y);
+  return {select(t < V(0), e, V(0) - e), V(2) + e};
+}
+template <class V>
+FASTVAE_INLINE V tanh(V t) {
+  const Ratio<V> y = tanh_as_ratio(t);
+  return y.above / y.below;
 }
 
 // ---- sin and cos of pi x, |x| <= 1/4 ------------------------------------------------------------

@@ -18,8 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from fastvae import backend
 
-from .arguments import PARAMS, check_reduction
-from .elements import common_shape
+from .arguments import PARAMS, check_reduction, common_shape
 from .op import OPS, Op, Request
 from .remembered import Remembered
 

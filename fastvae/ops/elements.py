@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from .arguments import event_dims
 
 __all__ = [
-    "common_shape",
     "computed_in",
     "event_sum",
     "event_total",
@@ -41,15 +40,6 @@ def is_half(t: Tensor) -> bool:
 def computed_in(t: Tensor) -> Tensor:
     """Half types are computed in float32."""
     return t.float() if is_half(t) else t
-
-
-def common_shape(tensors: Sequence[Tensor | None]) -> torch.Size:
-    """What all that are given broadcast to."""
-    shapes = [t.shape for t in tensors if t is not None]
-    for shape in shapes:
-        if shape != shapes[0]:
-            return torch.broadcast_shapes(*shapes)
-    return shapes[0]
 
 
 # ---- The second argument of a Gaussian -----------------------------------------------------------

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from fastvae import backend
 
 from . import layout, noise
+from .arguments import common_shape
 
 if TYPE_CHECKING:
     from .op import Op
@@ -91,14 +92,13 @@ class Kernels:
             return None
         first = operands[0]
         assert first is not None
-        shape, wanted = first.shape, False
+        wanted = False
         for t in operands:
             if t is not None:
                 if type(t) not in (Tensor, torch.nn.Parameter):
                     return None
                 wanted = wanted or t.requires_grad
-                if t.shape != shape:
-                    shape = torch.broadcast_shapes(shape, t.shape)
+        shape = common_shape(operands)
         wanted = wanted and torch.is_grad_enabled() and shape.numel() > 0
         if not wanted or first.dtype == torch.float16 or transformed():
             return None

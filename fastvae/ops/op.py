@@ -21,8 +21,9 @@ from torch.compiler import is_compiling
 from fastvae import backend
 
 from . import noise
+from .arguments import common_shape
 from .bounds import from_numbers
-from .elements import common_shape, computed_in, event_sum, is_half
+from .elements import computed_in, event_sum, is_half
 from .graph import Kernels, transformed
 from .layout import Schema
 from .remembered import FormulaCall
