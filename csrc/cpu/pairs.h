@@ -1,5 +1,6 @@
 // The CPU loop over pairs of a row and a component (../pairs.h), but for marginals (marginals.h):
-// sixteen components at a time, for four rows at a time.
+// sixteen components at a time, for eight rows at a time, or four where a vector takes two
+// registers.
 //
 // The components are packed once, into panels of sixteen, so that a panel's dimension d is two
 // whole vectors, mu and 1 / sigma. `rows` streams over the panels for a few rows, keeps a number
