@@ -28,9 +28,10 @@ struct ColourMixtureLogProb {
                                        .optional = true};
 };
 
-// The mass of x's bin, of width w between two levels, as in pixels.h, but by one logarithm and
-// three exponentials: it is added to numbers of its size, so that an absolute error is all that
-// counts. With d >= 0 the distance of x from m (in the outermost bins, outwards),
+// The mass of x's bin, of width w between two levels, as in pixels.h, but by three exponentials and
+// what channels share, a division and a logarithm: it is added to numbers of its size, so that an
+// absolute error is all that counts. With d >= 0 the distance of x from m (in the outermost bins,
+// outwards),
 //
 //     lower = (d - w/2) / b,   t = w / b,   u = e^-|lower|,   v = e^-(lower + t)
 //     ln P = ln((1 - e^-t) / ((1 + u) (1 + v))) - max(0, lower)
@@ -42,7 +43,7 @@ struct LogisticMass {
   using R = Real<V>;
   decltype(V() < V()) first, last, outermost, tiny, upwards;
   V inverse, lower, t, u, v, ratio, decay, decayed, denominator, log_width_over_b;
-  V share;  // 1 / denominator, which is for others to find: 1 to 4
+  V share;  // 1 / denominator, of which all channels' are found at once
 
   LogisticMass() = default;
   FASTVAE_INLINE LogisticMass(const Levels& levels, V x, V mean, V s)
@@ -56,7 +57,8 @@ struct LogisticMass {
     inverse = at_most(V(R(1e30)), exp(V(0) - s).exp);
     t = width * inverse;
     lower = (distance - V(R(levels.half_width))) * inverse;
-    // e^-|lower|, e^-lower. Where the second is more than 10^30 e^-t is 0.
+    // e^-|lower|, e^-lower, as normal numbers: where the second is more than 10^30 e^-t is 0, and
+    // what is below 10^-30 is nothing beside 1.
     const ExpBothWays<V> e_lower = exp_both_ways(at_most(V(86), at_least(V(-69), lower)));
     ratio = e_lower.down;
     u = select(lower > V(0), e_lower.down, e_lower.up);
