@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "formulas/math.h"  // for FASTVAE_INLINE: the device asks too
+#include "formulas/numbers.h"  // for FASTVAE_INLINE: the device asks too
 #include "plan.h"
 
 namespace fastvae {

@@ -70,10 +70,11 @@ py::tuple box_muller(uint32_t a, uint32_t b) {
   return py::make_tuple(pair.first, pair.second);
 }
 
-// The functions of math.h of every element, in the order of tests/test_math.py.
+// The functions of math.h, log_sums.h and gamma.h of every element, in the order of
+// tests/test_math.py.
 template <class R>
 py::list elementary(const py::array_t<R, py::array::c_style>& t) {
-  constexpr int kFunctions = 11;
+  constexpr int kFunctions = 14;
   py::list out;
   R* to[kFunctions];
   for (R*& values : to) {
@@ -84,6 +85,7 @@ py::list elementary(const py::array_t<R, py::array::c_style>& t) {
   for (py::ssize_t i = 0; i < t.size(); ++i) {
     const R x = t.data()[i];
     const fastvae::Exp<R> e = fastvae::exp(x);
+    const fastvae::ExpBothWays<R> both = fastvae::exp_both_ways(x);
     const fastvae::Softplus<R> s = fastvae::softplus(x);
     const R values[kFunctions] = {e.exp,
                                   e.expm1,
@@ -94,6 +96,9 @@ py::list elementary(const py::array_t<R, py::array::c_style>& t) {
                                   fastvae::log1p(x),
                                   fastvae::log_deviance(x, 1 + x),
                                   fastvae::log_of_ratio(x, 1 + x),
+                                  both.up,
+                                  both.down,
+                                  fastvae::weight(x),
                                   fastvae::stirling(x, 1 / x),
                                   fastvae::digamma_gap(x)};
     for (int k = 0; k < kFunctions; ++k) to[k][i] = values[k];
@@ -116,6 +121,6 @@ PYBIND11_MODULE(_C, m) {
       "The rows of the kernel tables: name, inputs, outputs, whether there is a value, slow.");
   m.def("_philox_words", &philox_words, "Philox4x32-10 of a counter and a key.");
   m.def("_box_muller", &box_muller, "Two words to two normals.");
-  m.def("_elementary_float", &elementary<float>, "The functions of math.h and gamma.h.");
-  m.def("_elementary_double", &elementary<double>, "The functions of math.h and gamma.h.");
+  m.def("_elementary_float", &elementary<float>, "The functions of math.h and others.");
+  m.def("_elementary_double", &elementary<double>, "The functions of math.h and others.");
 }

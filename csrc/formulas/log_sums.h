@@ -27,9 +27,9 @@ FASTVAE_INLINE V power_polynomial(V g) {
   }
 }
 
-// 2^-q for q >= 0: what a component weighs against one of weight 1. 0 below 10^-26 (in double
-// 10^-130), which no sum notices: numbers near the smallest would make every product with them take
-// a hundred times as long.
+// 2^-q for q >= 0, to 1.0 (double: 1.5) units in the last place: what a component weighs against
+// one of weight 1. 0 below 10^-26 (in double 10^-130), which no sum notices: numbers near the
+// smallest would make every product with them take a hundred times as long.
 template <class V>
 FASTVAE_INLINE V weight(V q) {
   using C = Constants<Real<V>>;
