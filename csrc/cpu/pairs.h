@@ -321,6 +321,7 @@ class PairLoop {
     if (p_.grad_log_weights)
       for (int64_t l = 0; l < n; ++l)
         static_cast<T*>(p_.grad_log_weights)[first + l] = T(sums[2 * p_.size * kLanes + l]);
+    if (!p_.grad_mu && !p_.grad_s) return;
     Columns s{}, of_mu, of_s;
     const T* at = panel(k);
     for (int64_t d = 0; d < p_.size; d += kLanes) {

@@ -108,6 +108,13 @@ struct Exp {
   V tail;        // e^t - 1 - t >= 0
 };
 
+// 2^n, where that is a normal number. Bits of round_magic in `n` are pushed out.
+template <class V>
+FASTVAE_INLINE V power_of_two(Int<V> n) {
+  using C = Constants<Real<V>>;
+  return as_real((n + Int<V>(C::exponent_bias)) << C::mantissa_bits);
+}
+
 // 2^n as a factor, for the n that a shifted sum n + round_magic holds. Two halves, so that nothing
 // over- or underflows where the product does not; instruction sets that scale by a power have it in
 // one (cpu/vec.h).
@@ -116,12 +123,9 @@ struct PowerOfTwo {
   V half, rest;
 
   FASTVAE_INLINE explicit PowerOfTwo(V shifted) {
-    using C = Constants<Real<V>>;
-    using I = Int<V>;
-    const I n = as_int(shifted);  // and the bits of round_magic, which the shifts below push out
-    const I n_half = n >> 1;
-    half = as_real((n_half + I(C::exponent_bias)) << C::mantissa_bits);
-    rest = as_real((wrap_sub(n, n_half) + I(C::exponent_bias)) << C::mantissa_bits);
+    const Int<V> n = as_int(shifted), n_half = n >> 1;
+    half = power_of_two<V>(n_half);
+    rest = power_of_two<V>(wrap_sub(n, n_half));
   }
   FASTVAE_INLINE V times(V x) const { return x * half * rest; }
 };
@@ -129,20 +133,28 @@ struct PowerOfTwo {
 // x 2^n where 2^n is a normal number.
 template <class V>
 FASTVAE_INLINE V times_power_of_two(V x, V shifted) {
-  using C = Constants<Real<V>>;
-  return x * as_real((as_int(shifted) + Int<V>(C::exponent_bias)) << C::mantissa_bits);
+  return x * power_of_two<V>(as_int(shifted));
 }
+
+// t = n ln 2 + r with |r| <= ln(2)/2.
+template <class V>
+struct Reduced {
+  V shifted, n, r;
+
+  FASTVAE_INLINE explicit Reduced(V t) {
+    using C = Constants<Real<V>>;
+    shifted = fma(t, V(C::log2e), V(C::round_magic));
+    n = shifted - V(C::round_magic);
+    r = fma(n, V(-C::ln2_lo), fma(n, V(-C::ln2_hi), t));
+  }
+};
 
 template <class V>
 FASTVAE_INLINE Exp<V> exp(V t) {
   using C = Constants<Real<V>>;
   // Beyond the bounds nothing changes, and infinities stay out of the subtraction below.
   const V upper = at_most(V(C::exp_max), t);
-  const V x = at_least(V(C::exp_min), upper);
-  // t = n ln2 + r
-  const V shifted = fma(x, V(C::log2e), V(C::round_magic));
-  const V n = shifted - V(C::round_magic);
-  const V r = fma(n, V(-C::ln2_lo), fma(n, V(-C::ln2_hi), x));
+  const auto [shifted, n, r] = Reduced<V>(at_least(V(C::exp_min), upper));
   const V r2 = r * r;
   const V p = exp_polynomial(r, r2);
   const V expm1 = fma(r2, p, r);  // e^r - 1
@@ -180,15 +192,12 @@ struct ExpBothWays {
 };
 template <class V>
 FASTVAE_INLINE ExpBothWays<V> exp_both_ways(V t) {
-  using C = Constants<Real<V>>;
   constexpr HyperbolicSeries<Real<V>> series;
-  const V shifted = fma(t, V(C::log2e), V(C::round_magic));
-  const V n = shifted - V(C::round_magic);
-  const V r = fma(n, V(-C::ln2_lo), fma(n, V(-C::ln2_hi), t));
+  const auto [shifted, n, r] = Reduced<V>(t);
   const V r2 = r * r;
   const V cosh = polynomial(r2, series.cosh), sinh = r * polynomial(r2, series.sinh);
   return {times_power_of_two(cosh + sinh, shifted),
-          times_power_of_two(cosh - sinh, V(C::round_magic) - n)};
+          times_power_of_two(cosh - sinh, V(Constants<Real<V>>::round_magic) - n)};
 }
 
 // ---- Logarithm ----------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ FASTVAE_INLINE V short_polynomial(V x, V x2, const Real<V> (&c)[N]) {
   return estrin(x, x2, coefficients);
 }
 
-// Reciprocals by one division, which takes as long as twenty multiplications. The product of all
+// Reciprocals by one division, which takes as long as eighteen multiplications. The product of all
 // must be normal.
 template <class V, int N>
 FASTVAE_INLINE void reciprocals(const V (&x)[N], V (&to)[N]) {

@@ -86,7 +86,9 @@ def chosen_log_prob(x: Tensor, logits: Tensor) -> Request:
     (logits,), shape = tensor_arguments(logits=logits)
     _items(logits)
     try:
-        rows = torch.broadcast_shapes(x.shape, shape[:-1])
+        rows = shape[:-1]
+        if x.shape != rows:
+            rows = torch.broadcast_shapes(x.shape, rows)
     except RuntimeError:
         raise ValueError(
             f"shapes do not broadcast: x {list(x.shape)}, logits {list(shape)} without its classes"
