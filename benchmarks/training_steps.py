@@ -1,10 +1,10 @@
 """Whole training steps, fused against eager: python benchmarks/training_steps.py
 
 A step is forward, backward and Adam. The models differ in nothing but the ops: fastvae's, or the
-formulas that users write (`fastvae.bench.formulas.Formulas`). Both are timed as they are and under
-`torch.compile`: eager with its ops inside what is compiled, fused with the networks compiled that
-the ops stand between. All start from the same weights and take turns, round by round. The ops'
-share is the time of their calls alone, forward and backward, on a step's tensors, against the step.
+formulas that users write (`fastvae.bench.formulas.Formulas`). Both are timed as they are, under
+`torch.compile` and, on CUDA, in the graphs of its `mode="reduce-overhead"`, with the ops inside what
+is compiled. All start from the same weights and take turns, round by round. The ops' share is the
+time of their calls alone, forward and backward, on a step's tensors, against the step.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from fastvae.bench.formulas import Formulas
 from fastvae.bench.measure import Spread
 
 SIGMA = 0.5
+MODES = {None: "compiled", "reduce-overhead": "CUDA graphs"}  # of torch.compile
 
 
 # ---- The ops -------------------------------------------------------------------------------------
@@ -97,12 +98,8 @@ class PlainVAE(nn.Module):
         super().__init__()
         self.ops, self.encoder, self.decoder = ops, encoder, decoder
 
-    def networks(self) -> list[nn.Module]:
-        """What can be compiled without the ops."""
-        return [self.encoder, self.decoder]
-
     def regions(self) -> list[nn.Module]:
-        """What can be compiled together with them."""
+        """What is compiled, each by itself."""
         return [self]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,9 +174,6 @@ class HierarchicalVAE(nn.Module):
         )
         self.output = nn.Conv2d(width, 3, 1)
 
-    def networks(self) -> list[nn.Module]:
-        return [module for module in self.modules() if isinstance(module, Bottleneck)]
-
     def regions(self) -> list[nn.Module]:
         """Level by level: a graph of all 43 takes many minutes to compile."""
         return [*self.levels, *self.encoder]
@@ -216,9 +210,6 @@ class CountVAE(nn.Module):
         self.encoder = Network(*_layer(genes, hidden), nn.Linear(hidden, 2 * latent))
         self.decoder = Network(*_layer(latent, hidden), nn.Linear(hidden, 2 * genes))
         self.log_theta = nn.Parameter(torch.randn(genes))
-
-    def networks(self) -> list[nn.Module]:
-        return [self.encoder, self.decoder]
 
     def regions(self) -> list[nn.Module]:
         return [self]
@@ -274,6 +265,7 @@ def step_of(model: nn.Module, x: Tensor) -> Callable[[], None]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
         optimizer.zero_grad()
         model(x).backward()
         optimizer.step()
@@ -360,14 +352,16 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
         model, x = build(make, implementation, arguments.device)
         ops[kind] = ops_of(model, x)
         steps[kind] = step_of(model, x)
-        if arguments.compile:
+        for mode, words in MODES.items():
+            if not arguments.compile or (mode and arguments.device == "cpu"):
+                continue
             model, x = build(make, implementation, arguments.device)
-            for module in model.networks() if kind == "fused" else model.regions():
-                module.compile(dynamic=False, fullgraph=True)
-            steps[f"{kind}, compiled"] = step = step_of(model, x)
+            for module in model.regions():
+                module.compile(dynamic=False, fullgraph=True, mode=mode)
+            steps[f"{kind}, {words}"] = step = step_of(model, x)
             start = time.perf_counter()
             step()
-            compiling[f"{kind}, compiled"] = time.perf_counter() - start
+            compiling[f"{kind}, {words}"] = time.perf_counter() - start
     programs = {**steps, **{f"{kind} ops": run for kind, run in ops.items()}}
     found = rounds(programs, arguments.rounds, 0.1, arguments.device)
 
@@ -378,7 +372,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(f"\n{name}: {make.__doc__} {parameters / 1e6:.2f} M parameters")
     for kind in steps:
-        text = f"  {kind:<16}{1e3 * Spread.of(found[kind]).median:9.2f} ms"
+        text = f"  {kind:<19}{1e3 * Spread.of(found[kind]).median:9.2f} ms"
         if kind != "fused":
             text += f", {ratio(kind, 'fused')} times fused"
         if kind in ops:

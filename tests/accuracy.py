@@ -190,6 +190,12 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
+def placed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Tensors that were made before a test began, where it computes."""
+    there = torch.get_default_device()
+    return {k: v.to(there) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal in every bit, except that all NaNs are one."""
     if a.shape != b.shape or a.dtype != b.dtype:

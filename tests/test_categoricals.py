@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import seeded
+from accuracy import placed, seeded
 from test_mixtures import assert_close, gradients
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
@@ -259,7 +259,8 @@ def test_nan_comes_out() -> None:
 )
 @BOTH
 def test_errors(module: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
-    arguments = {"logits": torch.zeros(3, 5), "prior_logits": torch.zeros(3, 5), **options}
+    logits = {"logits": torch.zeros(3, 5), "prior_logits": torch.zeros(3, 5)}
+    arguments = placed({**logits, **options})
     with pytest.raises(error, match=message):
         module.balanced_categorical_kl_divergence(**arguments)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import seeded
+from accuracy import placed, seeded
 from test_categoricals import BOTH, BOUNDS, MIXES, SIZES, logits_of, mixed
 from test_mixtures import assert_close, gradients
 from torch import Tensor
@@ -208,8 +208,9 @@ def test_shapes_and_strides() -> None:
 )
 @BOTH
 def test_errors(module: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = placed({"logits": torch.zeros(3, 5), **options})
     with pytest.raises(error, match=message):
-        module.straight_through_categorical(**{"logits": torch.zeros(3, 5), **options})
+        module.straight_through_categorical(**arguments)
 
 
 def test_second_derivatives_and_transforms() -> None:
