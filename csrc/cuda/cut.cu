@@ -17,8 +17,11 @@ constexpr int64_t kWorthwhile = 4;
 constexpr int64_t kMostElements = 1 << 14;
 // Pieces that a thread adds up for each of its columns: so few for accuracy, but so many that the
 // partial sums are small against what is summed.
-constexpr int64_t kMostPieces = 32, kFewPieces = 8;
+constexpr int64_t kMostPieces = 32, kFewPieces = 4;
 constexpr int64_t kManyThreads = 1 << 16;
+// Threads below which what takes long to compute goes element by element, to make four times as
+// many: a large GPU has 2^14 of them compute at once, and each waits for itself half of the time.
+constexpr int64_t kBusyThreads = 1 << 15;
 
 int log2_ceil(int64_t n) {
   int bits = 0;
@@ -37,7 +40,7 @@ Cut cut_rows(const Plan& plan, bool sums, int width, int at_once) {
   int64_t parts = 1;
   if (rounds > (sums ? kWorthwhile : 1) * kBlockThreads) {
     const int64_t enough = ceil_div(kManyBlocks, rows);
-    const int64_t most = rounds / ((sums ? 2 : 1) * kBlockThreads);
+    const int64_t most = rounds / kBlockThreads;
     parts =
         std::max(std::min(enough, most), ceil_div(plan.pieces_per_row * plan.inner, kMostElements));
   }
@@ -84,6 +87,13 @@ Cut cut_columns(const Plan& plan, int width) {
   return cut;
 }
 
+// Whether it is better to have more threads than wide accesses.
+bool has_few_threads(const Plan& plan, int width) {
+  const int64_t runs = ceil_div(plan.pieces_per_row, kFewPieces);
+  const int64_t rows = plan.pieces / plan.pieces_per_row;
+  return rows * runs * ceil_div(plan.inner, width) < kBusyThreads;
+}
+
 // Whether the gradients `a` and `b` are sums over the same dimensions.
 bool alike(const Output& a, const Output& b, const Plan& plan) {
   bool same = (a.layout.inner == 0) == (b.layout.inner == 0);
@@ -127,7 +137,8 @@ void cut(Pass& pass, const Step& step, DType dtype) {
   const bool wide = width > 1 && (bounding == Bounding::none || is_clamp(bounding)) &&
                     has_wide_kernel(step, pass.sums, plan.settings.scale.logarithmic, one_scale,
                                     is_clamp(bounding)) &&
-                    can_be_wide(plan, step, width, size, one_scale ? step.scale_input : -1);
+                    can_be_wide(plan, step, width, size, one_scale ? step.scale_input : -1) &&
+                    !(pass.sums == Sums::columns && step.slow && has_few_threads(plan, width));
   const int n = wide ? width : 1;
   pass.cut = pass.sums == Sums::columns
                  ? cut_columns(plan, n)

@@ -24,12 +24,11 @@ constexpr int kWidth = width_of(sizeof(T));
 
 // Accesses, of `width` elements of `size` bytes, of a thread whose loads are under way at once.
 // Noise, and what else is slow, takes so long that other warps' loads fill the time; so do eight
-// values, and a scale whose form is known at run time; and many inputs are many loads, as doubles
-// are.
+// elements of a half type, and a scale whose form is known at run time; and many inputs are many
+// loads, as doubles are.
 constexpr int accesses_in_flight(const Step& step, int width, int size) {
-  const bool slow = step.noise || step.slow || (step.value && width > 4) ||
-                    (step.bounded_input > 0 && width == 1);
-  return slow || step.inputs > 3 || size == 8 ? 1 : 2;
+  const bool slow = step.noise || step.slow || (step.bounded_input > 0 && width == 1);
+  return slow || step.inputs > 3 || size != 4 ? 1 : 2;
 }
 
 // What becomes of the terms of sums: values of a step, gradients of broadcast operands.

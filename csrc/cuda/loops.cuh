@@ -55,9 +55,10 @@ struct Variant {
                                      (sizeof(T) == 8 && kOperands >= 8) ||
                                      (kStep.huge && sizeof(T) != 4);
   // Gradients of elements, which are loads, stores and little else; a log-probability's, with a
-  // clamp, are a register too many.
-  static constexpr bool kMap = N > 1 && sizeof(T) == 4 && kSums == Sums::none && !kStep.noise &&
-                               !kStep.value && !(kBounded_ && kStep.scale_input > 0);
+  // clamp, are a register too many, and eight elements of many operands are.
+  static constexpr bool kMap = N > 1 && (sizeof(T) == 4 || (sizeof(T) == 2 && kOperands <= 6)) &&
+                               kSums == Sums::none && !kStep.noise && !kStep.value &&
+                               !(kBounded_ && kStep.scale_input > 0);
   static constexpr int kBlocksAtOnce = kOneAtOnce                     ? 1
                                        : sizeof(T) == 8 || kStep.slow ? 2
                                        : kOperands <= 2 && N > 1      ? 4
@@ -114,9 +115,11 @@ struct Access {
     float eps[N] = {};
     if constexpr (V::kStep.noise) draw(plan.noise, piece.noise, start, eps);
     A loaded[I][N];
+    as_element<T>(cut.bfloat16, [&]<class Element>(Element) {  // one branch for all of them
 #pragma unroll
-    for (int k = 0; k < I; ++k)
-      if (k != V::kScale) widen(in[k], cut.bfloat16, loaded[k]);
+      for (int k = 0; k < I; ++k)
+        if (k != V::kScale) widen_as<Element>(in[k], loaded[k]);
+    });
     Packet<A, N> grad = {};
     if constexpr (V::kStep.row_grad) {
       if (plan.row_grad.layout.inner != 0) {
@@ -160,13 +163,15 @@ struct Access {
 
   template <class Place>
   __device__ void store(const Plan& plan, const Cut& cut, const Place& piece, int start) const {
+    as_element<T>(cut.bfloat16, [&]<class Element>(Element) {
 #pragma unroll
-    for (int k = 0; k < V::kStep.outputs; ++k) {
-      if (plan.output[k].mode != Mode::full) continue;
-      Packet<T, N> packet;
-      narrow(terms[k], cut.bfloat16, packet);
-      packet.store(piece.output[k] + start);
-    }
+      for (int k = 0; k < V::kStep.outputs; ++k) {
+        if (plan.output[k].mode != Mode::full) continue;
+        Packet<T, N> packet;
+        narrow_as<Element>(terms[k], packet);
+        packet.store(piece.output[k] + start);
+      }
+    });
     if constexpr (V::kValues) {
       if (plan.value.mode == Mode::full) {
         Packet<A, N> packet;

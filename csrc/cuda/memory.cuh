@@ -69,23 +69,28 @@ __device__ void as_element(bool bfloat16, F f) {
     f(__half());
 }
 
-// All elements of an access become what is computed with, and back.
+// All elements of an access become what is computed with, and back; `Element` is their type.
+template <class Element, class T, int N>
+__device__ void widen_as(const Packet<T, N>& from, Accumulate<T> (&to)[N]) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) to[e] = widen(std::bit_cast<Element>(from.x[e]));
+}
+template <class Element, class T, int N>
+__device__ void narrow_as(const Accumulate<T> (&from)[N], Packet<T, N>& to) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    Element element;
+    narrow(from[e], element);
+    to.x[e] = std::bit_cast<T>(element);
+  }
+}
 template <class T, int N>
 __device__ void widen(const Packet<T, N>& from, bool bfloat16, Accumulate<T> (&to)[N]) {
-  as_element<T>(bfloat16, [&]<class Element>(Element) {
-#pragma unroll
-    for (int e = 0; e < N; ++e) to[e] = widen(std::bit_cast<Element>(from.x[e]));
-  });
+  as_element<T>(bfloat16, [&]<class Element>(Element) { widen_as<Element>(from, to); });
 }
 template <class T, int N>
 __device__ void narrow(const Accumulate<T> (&from)[N], bool bfloat16, Packet<T, N>& to) {
-  as_element<T>(bfloat16, [&]<class Element>(Element element) {
-#pragma unroll
-    for (int e = 0; e < N; ++e) {
-      narrow(from[e], element);
-      to.x[e] = std::bit_cast<T>(element);
-    }
-  });
+  as_element<T>(bfloat16, [&]<class Element>(Element) { narrow_as<Element>(from, to); });
 }
 
 template <class T>

@@ -34,18 +34,32 @@ __device__ A group_sum(A x, int threads) {
   return group_reduce(x, threads, [](A a, A b) { return a + b; });
 }
 
+// Counts, after all that this thread knows to have been written, and before all that is read from
+// here on: what it counts.
+__device__ inline unsigned count(unsigned* counter) {
+#ifdef __CUDA_ARCH__
+  unsigned before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+#else
+  return atomicAdd(counter, 1u);
+#endif
+}
+
 // Whether this group is the last of `parts` to come here, and may read what the others have written
 // to global memory before. A group that is not active only takes part in the barriers.
 //
-// The fences make it so: all threads' writes come before thread 0 counts, and who counts last reads
-// after all others have counted. The counter is set to 0 in the stream, before the kernel.
+// The barriers pass on to all threads what one of them has ordered (PTX ISA, causality order). The
+// counter is set to 0 in the stream, before the kernel.
 __device__ inline bool last_to_come(unsigned* counter, int parts, const Worker& worker) {
-  __threadfence();
   group_barrier(worker.threads);
   const bool counts = worker.active && worker.thread == 0;
-  const unsigned before = counts ? atomicAdd(counter, 1u) : 0;
+  const unsigned before = counts ? count(counter) : 0;
   const bool last = group_sum(before, worker.threads) == unsigned(parts) - 1;
-  __threadfence();
+  group_barrier(worker.threads);
   return last && worker.active;
 }
 
