@@ -34,10 +34,14 @@ struct Pairs {
   const void* grad = nullptr;  // upstream, by the values
   void *grad_z = nullptr, *grad_mu = nullptr, *grad_s = nullptr, *grad_log_weights = nullptr;
 
-  // What the loops keep: components, packed; a mixture's constants; logarithms of each row's sum
-  // over components, of all dimensions or, for marginals, of each.
+  // Logarithms of each row's sum over components, [rows] or, for marginals, [size, rows]: forward
+  // writes them, and backward reads them.
+  double* log_sums = nullptr;
+
+  // What the loops need: components, packed; a mixture's constants; marginals' gradients of
+  // log_weights, [size, components].
   void* packed = nullptr;
-  double *constants = nullptr, *log_sums = nullptr;
+  double *constants = nullptr, *of_weights = nullptr;
   // Backward on the CPU goes over some rows at a time: what these give to each component, and the
   // components' sums so far (null: these are all rows).
   int64_t first_row = 0, last_row = 0;

@@ -48,6 +48,8 @@ struct Signature {
   bool optional = false;
   // It weighs the components, which are then summed over.
   bool weighs = false;
+  // A float64 tensor that forward gives beside the value, for backward alone.
+  const char* keeps = nullptr;
 };
 
 }  // namespace fastvae

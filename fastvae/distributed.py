@@ -58,8 +58,9 @@ def _rules(
         outputs: how many z and values are returned; 0: the gradients of the operands are.
     """
     operands = range(first, first + len(schema.operands))
-    seed = operands.stop if schema.draws else None
-    weight = operands.stop + schema.draws if schema.weighs else None
+    kept = range(operands.stop, operands.stop + (0 if outputs else schema.keeps))
+    seed = kept.stop if schema.draws else None
+    weight = kept.stop + schema.draws if schema.weighs else None
     samples = len(settings.get("sample_shape", ()))
     needs = settings.get("needs", 0)
     given = [k for k in operands if arguments[k] is not None]
@@ -86,8 +87,11 @@ def _rules(
         for k in range(first):
             if arguments[k] is not None:
                 inputs[k] = along_rows(samples)
+        of_rows = along_rows(int(settings.get("marginals", False)))  # dimensions come first
+        for k in kept:
+            inputs[k] = of_rows
         if outputs:
-            return [along_rows(samples)] * outputs, inputs
+            return [*[along_rows(samples)] * outputs, *[of_rows] * schema.keeps], inputs
         grads: list[Placement | None] = []
         for i, k in enumerate(operands):
             if arguments[k] is None or not needs >> i & 1:

@@ -27,8 +27,8 @@ class LogSumKernel(NamedTuple):
 
 
 LOG_SUMS = (
-    *("pack_sides", "pair_rows", "pair_components"),
-    *("pack_marginals", "marginal_rows", "marginal_components", "add_dimensions", "item_rows"),
+    *("pack_sides", "pair_values", "pair_gradients"),
+    *("pack_marginals", "marginal_values", "marginal_gradients", "add_dimensions", "item_rows"),
     *("colour_pixels", "add_chunks", "straight_through_gradients"),
     *("straight_through", "categorical_kl"),
 )

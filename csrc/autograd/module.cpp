@@ -65,6 +65,7 @@ TensorList run_definition(const Request& request, const TensorList& grads) {
   const GilHeld held;
   const Declaration& op = ops().declarations[request.op];
   TensorList tensors(request.operand.begin(), request.operand.begin() + op.operands);
+  if (op.signature.keeps) tensors.push_back(request.kept);
   if (op.noise) tensors.push_back(request.seed);
   if (op.sums()) tensors.push_back(request.weight);
   const THPObjectPtr saved(

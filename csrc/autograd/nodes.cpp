@@ -50,6 +50,7 @@ TensorList run(const Request& request, Direction direction, const at::Tensor& gr
     record.before(std::string("fastvae::") + ops().name(request.op, direction));
   Handles handles;
   for (int k = 0; k < kMaxOperands; ++k) handles.operand[k] = handle_of(request.operand[k]);
+  handles.kept = handle_of(request.kept);
   handles.seed = handle_of(request.seed);
   handles.weight = handle_of(request.weight);
   handles.grad_z = handle_of(grad_z);
@@ -102,7 +103,8 @@ void multiply_scalar_(const at::Tensor& scalar, double factor) {
 
 // ---- Nodes --------------------------------------------------------------------------------------
 
-// Saves the operands and the seed, nothing else; noise is drawn again in backward.
+// Saves the operands, the seed and what an op keeps, nothing else; noise is drawn again in
+// backward.
 struct OpNode : Node {
   // As PyTorch's own are named: RsampleKlBackward.
   std::string name() const override {
@@ -117,6 +119,7 @@ struct OpNode : Node {
     arguments_ = request.arguments;
     for (int k = 0; k < kMaxOperands; ++k)
       if (request.operand[k].defined()) operand_[k] = SavedVariable(request.operand[k], false);
+    if (request.kept.defined()) kept_ = SavedVariable(request.kept, false);
     if (request.seed.defined()) seed_ = SavedVariable(request.seed, false);
     if (request.weight.defined()) weight_ = SavedVariable(request.weight, false);
   }
@@ -131,6 +134,7 @@ struct OpNode : Node {
       if (request.operand[k].defined())
         request.arguments.needs |= int64_t(task_should_compute_output(edge++)) << k;
     }
+    request.kept = kept_.unpack();
     request.seed = seed_.unpack();
     request.weight = weight_.unpack();
     return request;
@@ -170,6 +174,7 @@ struct OpNode : Node {
 
   void release_variables() override {
     for (SavedVariable& operand : operand_) operand.reset_data();
+    kept_.reset_data();
     seed_.reset_data();
     weight_.reset_data();
   }
@@ -187,6 +192,7 @@ struct OpNode : Node {
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     args.collect(name());
     for (const SavedVariable& operand : operand_) args.collect(operand, false);
+    args.collect(kept_, false);
     args.collect(seed_, false);
     args.collect(weight_, false);
     args.collect(arguments_.grad_value);
@@ -197,10 +203,12 @@ struct OpNode : Node {
   TensorList apply_with_saved(const TensorList& grads,
                               torch::dynamo::autograd::SwapSavedVariables& saved) override {
     for (SavedVariable& operand : operand_) saved.before(operand);
+    saved.before(kept_);
     saved.before(seed_);
     saved.before(weight_);
     TensorList results = apply(TensorList(grads));
     for (SavedVariable& operand : operand_) saved.after(operand);
+    saved.after(kept_);
     saved.after(seed_);
     saved.after(weight_);
     return results;
@@ -210,7 +218,7 @@ struct OpNode : Node {
   int op_ = 0;
   Arguments arguments_;
   std::array<SavedVariable, kMaxOperands> operand_;
-  SavedVariable seed_, weight_;
+  SavedVariable kept_, seed_, weight_;
 };
 
 // Of minus the sum of all values times their weight, with gradients that were made with it and are
@@ -292,8 +300,8 @@ TensorList kept_by(const Node& node) {
 }
 
 bool is_plain(const Request& request) {
-  return is_alone() && is_dense(request.seed) && is_dense(request.weight) &&
-         std::ranges::all_of(request.operand, is_dense);
+  return is_alone() && is_dense(request.kept) && is_dense(request.seed) &&
+         is_dense(request.weight) && std::ranges::all_of(request.operand, is_dense);
 }
 
 TensorList call(Request& request) {
@@ -304,6 +312,10 @@ TensorList call(Request& request) {
   {
     const at::NoGradGuard none;
     results = run(request, Direction::forward);
+  }
+  if (ops().declarations[request.op].signature.keeps) {
+    request.kept = std::move(results.back());
+    results.pop_back();
   }
   if (record) torch::autograd::set_history(results, recording<OpNode>(request));
   return results;

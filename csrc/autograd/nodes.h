@@ -14,6 +14,7 @@ using TensorList = std::vector<at::Tensor>;  // undefined: not given, not wanted
 struct Request {
   int op = 0;
   std::array<at::Tensor, kMaxOperands> operand;
+  at::Tensor kept;  // by forward, for backward
   at::Tensor seed;  // undefined: to be drawn
   at::Tensor weight;
   Arguments arguments;

@@ -153,13 +153,16 @@ void run_pairs_on_cpu(PairValue value, DType dtype, Pairs pairs, const Scratch& 
   pairs.packed = scratch(kernels.packed_size(pairs) * bytes);
   const int64_t width = (pairs.components + kPanel - 1) / kPanel * kPanel;
   pairs.constants = numbers(marginals ? pairs.size : width);
-  if (marginals) pairs.log_sums = numbers(pairs.size * std::max(pairs.rows, pairs.components));
+  if (pairs.grad_log_weights && marginals)
+    pairs.of_weights = numbers(pairs.size * pairs.components);
   all(kernels.pack);
   if (marginals) {  // a dimension is one unit
     all(pairs.grad ? kernels.components : kernels.rows);
-    const int64_t n = pairs.grad ? pairs.components : pairs.rows;
-    void* const sums = pairs.grad ? pairs.grad_log_weights : pairs.value;
-    if (sums) add_on_cpu(DType::float64, pairs.log_sums, 1, pairs.size, n, dtype, sums, n);
+    const auto add = [&](double* of_dimensions, int64_t n, void* sums) {
+      add_on_cpu(DType::float64, of_dimensions, 1, pairs.size, n, dtype, sums, n);
+    };
+    if (!pairs.grad) add(pairs.log_sums, pairs.rows, pairs.value);
+    if (pairs.grad_log_weights) add(pairs.of_weights, pairs.components, pairs.grad_log_weights);
     return;
   }
   if (!pairs.grad) return all(kernels.rows);

@@ -75,7 +75,8 @@ class MarginalLoop {
     }
   }
 
-  // Dimensions [begin, end): all gradients. That of a weight is in `log_sums`, for each dimension.
+  // Dimensions [begin, end): all gradients. That of a weight is in `of_weights`, for each
+  // dimension.
   static void components(const Pairs& pairs, int64_t begin, int64_t end) {
     const int64_t width = panels_of(pairs) * kLanes;
     const auto weights = scratch<T>(kTile * width), chunk = scratch<T>(kNumbers * width);
@@ -216,7 +217,7 @@ class MarginalLoop {
         const double s = static_cast<const T*>(p_.s)[place];
         static_cast<T*>(p_.grad_s)[place] = T(gradient_of_s(scale, s, of[2 * kLanes], of[0], root));
       }
-      if (p_.grad_log_weights) p_.log_sums[d_ * p_.components + k] = of[0];
+      if (p_.grad_log_weights) p_.of_weights[d_ * p_.components + k] = of[0];
     }
   }
 

@@ -245,6 +245,15 @@ class PairLoop {
   // The logarithm of a row's sum; or with `weights` the gradient by each of the logarithms.
   void log_sum(int64_t row, const double* logs, T* weights) const {
     const int64_t width = panels_of(p_) * kLanes;
+    if (weights) {
+      const Wide all(p_.log_sums[row]);
+      const V grad(static_cast<const T*>(p_.grad)[row]);
+      for (int64_t k = 0; k < width; k += kLanes) {
+        const V share = convert(halvings(load_same(logs + k), all), kNarrow);
+        store_same(weights + k, weight(at_least(V(0), share)) * grad);
+      }
+      return;
+    }
     Wide most(-Constants<double>::infinity);
     for (int64_t k = 0; k < width; k += kLanes) most = at_least(most, load_same(logs + k));
     double lanes[kLanes];
@@ -253,19 +262,11 @@ class PairLoop {
     const Wide shift(shift_of(largest));
     V sum(0);
     for (int64_t k = 0; k < width; k += kLanes) {
-      const V w = weight(convert(halvings(load_same(logs + k), shift), kNarrow));
-      if (weights) store_same(weights + k, w);
-      sum = sum + w;
+      sum = sum + weight(convert(halvings(load_same(logs + k), shift), kNarrow));
     }
-    const T total = sum_lanes(sum);
-    const double result = log_of_sum(largest, double(total));
-    if (!weights) {
-      static_cast<T*>(p_.value)[row] = T(result);
-      return;
-    }
-    const V factor(total == 0 ? 0 : static_cast<const T*>(p_.grad)[row] / total);
-    for (int64_t k = 0; k < width; k += kLanes)
-      store_same(weights + k, load_same(weights + k) * factor);
+    const double total = sum_lanes(sum), result = log_of_sum(largest, total);
+    static_cast<T*>(p_.value)[row] = T(result);
+    p_.log_sums[row] = kept_log_sum(result, total);
   }
 
   // Of `n` rows by dimension d, from the weights that each gives to every component.

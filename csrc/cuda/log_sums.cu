@@ -49,33 +49,37 @@ void with_type(DType dtype, const F& f) {
 template <class T>
 void run_marginals(Launcher& launch, Pairs& p, const Scratch& scratch) {
   p.packed = scratch(Marginals<T>::numbers(p) * int64_t(sizeof(T)));
-  p.constants = static_cast<double*>(scratch(p.size * int64_t(sizeof(double))));
-  p.log_sums =
-      static_cast<double*>(scratch(p.size * (p.rows + p.components) * int64_t(sizeof(double))));
-  const auto blocks = [](int64_t n) { return ceil_div(n, kBlockThreads); };
-  launch(pack_marginals<T>, p.size, p);
-  launch(marginal_rows<T>, MarginalUnit<T>::blocks(p.rows, p.size), p);
+  p.constants = static_cast<double*>(scratch(marginal_constants(p) * int64_t(sizeof(double))));
+  launch(pack_marginals<T>, p.size * kPackBlocks, p);
+  const auto add = [&](const double* from, int64_t n, void* to) {
+    launch(add_dimensions<T>, ceil_div(n, kBlockThreads), from, n, p.size, static_cast<T*>(to));
+  };
+  const int64_t row_blocks = MarginalUnit<T>::blocks(p.rows, p.size);
   if (!p.grad) {
-    const double* log_sums = p.log_sums;
-    launch(add_dimensions<T>, blocks(p.rows), log_sums, p.rows, p.size, static_cast<T*>(p.value));
-    return;
+    launch(marginal_values<T>, row_blocks, p);
+    return add(p.log_sums, p.rows, p.value);
   }
-  if (p.grad_mu || p.grad_s || p.grad_log_weights)
-    launch(marginal_components<T>, MarginalUnit<T>::blocks(p.components, p.size), p);
-  const double* of_weights = p.log_sums + p.size * p.rows;
   if (p.grad_log_weights)
-    launch(add_dimensions<T>, blocks(p.components), of_weights, p.components, p.size,
-           static_cast<T*>(p.grad_log_weights));
+    p.of_weights = static_cast<double*>(scratch(p.size * p.components * int64_t(sizeof(double))));
+  const bool components = p.grad_mu || p.grad_s || p.grad_log_weights;
+  const int64_t of_rows = p.grad_z ? row_blocks : 0;
+  const int64_t of_components = components ? MarginalUnit<T>::blocks(p.components, p.size) : 0;
+  launch(marginal_gradients<T>, of_rows + of_components, p, of_rows);
+  if (p.grad_log_weights) add(p.of_weights, p.components, p.grad_log_weights);
 }
 
-// How many rows, or components, a block takes: few while there are not enough blocks for a GPU.
-// Doubles need twice the registers.
+// How many rows, or components, a block takes of so many: few while there are not enough blocks for
+// a GPU. Doubles need twice the registers.
 template <class T, class F>
 void with_own(int64_t count, F f) {
-  if (sizeof(T) == 4 && count >= 2048)
-    f.template operator()<sizeof(T) == 4 ? 8 : 4>();
-  else if (count >= 256)
-    f.template operator()<4>();
+  constexpr int64_t kBlocks = 256;
+  constexpr bool kFloat = sizeof(T) == 4;
+  if (count >= 8 * kBlocks)
+    f.template operator()<kFloat ? 8 : 2>();
+  else if (count >= 4 * kBlocks)
+    f.template operator()<kFloat ? 4 : 2>();
+  else if (count >= 2 * kBlocks)
+    f.template operator()<2>();
   else
     f.template operator()<1>();
 }
@@ -84,16 +88,17 @@ template <class T, bool kEach>
 void run_pairs(Launcher& launch, Pairs& p, const Scratch& scratch) {
   p.packed = scratch(Sides<T>::numbers(p) * int64_t(sizeof(T)));
   p.constants = static_cast<double*>(scratch(p.components * int64_t(sizeof(double))));
-  p.log_sums = static_cast<double*>(scratch(p.rows * int64_t(sizeof(double))));
-  launch(pack_sides<T>, p.components + p.rows, p);
-  const auto rows = [&]<int kOwn>() {
-    launch(pair_rows<T, kEach, kOwn>, ceil_div(p.rows, kOwn), p);
-  };
-  const auto components = [&]<int kOwn>() {
-    launch(pair_components<T, kEach, kOwn>, ceil_div(p.components, kOwn), p);
-  };
-  if (!p.grad || p.grad_z || !kEach) with_own<T>(p.rows, rows);
-  if (p.grad_mu || p.grad_s || p.grad_log_weights) with_own<T>(p.components, components);
+  launch(pack_sides<T>, ceil_div(p.components + p.rows, kBlockThreads / kWarp), p);
+  if (!p.grad)
+    return with_own<T>(p.rows, [&]<int kOwn>() {
+      launch(pair_values<T, kEach, kOwn>, ceil_div(p.rows, kOwn), p);
+    });
+  const int64_t rows = p.grad_z ? p.rows : 0;
+  const int64_t components = p.grad_mu || p.grad_s || p.grad_log_weights ? p.components : 0;
+  with_own<T>(rows + components, [&]<int kOwn>() {
+    const int64_t of_rows = ceil_div(rows, kOwn), of_components = ceil_div(components, kOwn);
+    launch(pair_gradients<T, kEach, kOwn>, of_rows + of_components, p, of_rows, of_components);
+  });
 }
 
 template <class T>

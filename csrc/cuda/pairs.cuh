@@ -1,10 +1,11 @@
 // The CUDA loops over pairs of a row and a component (../pairs.h), but for marginals
-// (marginals.cuh): a block for some rows, and one for some components.
+// (marginals.cuh): a block for some rows, or for some components.
 //
 // The threads of a block first share out the other side, a partner each, for the densities; then
 // the dimensions, for the gradients, with the partners' weights in shared memory. What a thread
 // reads of a partner it uses for all of the block's own, of which there are the more, the more
-// blocks there are.
+// blocks there are. What backward needs to know of a row forward has kept: so rows and components
+// wait for each other in nothing, and are blocks of one launch.
 #pragma once
 
 #include "../dims.h"
@@ -62,29 +63,29 @@ struct Sides {
   }
 };
 
-// Blocks [0, components) are for these, with the constants of a mixture; the others for the rows.
+// A warp for each component, with the constants of a mixture, and then for each row.
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads, 2) pack_sides(const __grid_constant__ Pairs p) {
   const Sides<T> to(p);
-  const int64_t size = p.size;
-  if (blockIdx.x >= p.components) {
-    const int64_t b = blockIdx.x - p.components;
-    for (int64_t d = threadIdx.x; d < size; d += kBlockThreads)
+  const int64_t size = p.size, k = (int64_t(blockIdx.x) * kBlockThreads + threadIdx.x) / kWarp;
+  const int lane = int(threadIdx.x % kWarp);
+  if (k >= p.components) {
+    const int64_t b = k - p.components;
+    for (int64_t d = lane; b < p.rows && d < size; d += kWarp)
       to.z_tiles.at(b)[d * kWarp] = to.z[b * size + d];
     return;
   }
   const Scale scale = scale_of(p);
-  const int64_t k = blockIdx.x;
   double constant = 0;
-  for (int64_t d = threadIdx.x; d < size; d += kBlockThreads) {
+  for (int64_t d = lane; d < size; d += kWarp) {
     const T s = static_cast<const T*>(p.s)[k * size + d];
     const T root = precision_root(scale, s);
     to.mu_tiles.at(k)[d * kWarp] = to.mu[k * size + d];
     to.root_tiles.at(k)[d * kWarp] = to.root[k * size + d] = root;
     constant += log_constant(scale, s);
   }
-  constant = group_sum(constant, kBlockThreads);
-  if (threadIdx.x) return;
+  constant = group_sum(constant, kWarp);
+  if (lane) return;
   const auto* weights = static_cast<const T*>(p.log_weights);
   p.constants[k] = constant + p.log_other + (weights ? double(weights[k]) : 0);
 }
@@ -99,9 +100,10 @@ struct Squares {
   template <class F>
   __device__ Squares(int64_t size, F step) {
     int64_t d = 0;
+    constexpr int kLoads = kOwn > 2 ? 4 : 8;  // as many as there are registers for
     const auto chunk = [&](int count) {
       T sum[kOwn] = {};
-#pragma unroll 4  // as many loads as there are registers for
+#pragma unroll kLoads
       for (int j = 0; j < count; ++j) step(sum, d + j);
 #pragma unroll
       for (int o = 0; o < kOwn; ++o) total[o].add(sum[o]);
@@ -121,6 +123,35 @@ template <class T, int kOwn>
 struct alignas(kOwn * sizeof(T) < 16 ? kOwn * sizeof(T) : 16) Numbers {
   T x[kOwn];
 };
+
+// Of rows b0 and behind with component k.
+template <class T, int kOwn>
+__device__ Squares<T, kOwn> squares_of_rows(const Sides<T>& from, int64_t size, int64_t b0,
+                                            int64_t k) {
+  const T* z_own = from.z_tiles.at(b0);
+  const T *mu = from.mu_tiles.at(k), *root = from.root_tiles.at(k);
+  return Squares<T, kOwn>(size, [&](T(&sum)[kOwn], int64_t d) {
+    const T m = mu[d * kWarp], r = root[d * kWarp];
+    const auto z = *reinterpret_cast<const Numbers<T, kOwn>*>(z_own + d * kWarp);
+#pragma unroll
+    for (int o = 0; o < kOwn; ++o) sum[o] = add_square(sum[o], z.x[o], m, r);
+  });
+}
+
+// Of components k0 and behind with row b.
+template <class T, int kOwn>
+__device__ Squares<T, kOwn> squares_of_components(const Sides<T>& from, int64_t size, int64_t k0,
+                                                  int64_t b) {
+  const T *mu_own = from.mu_tiles.at(k0), *root_own = from.root_tiles.at(k0);
+  const T* z = from.z_tiles.at(b);
+  return Squares<T, kOwn>(size, [&](T(&sum)[kOwn], int64_t d) {
+    const T x = z[d * kWarp];
+    const auto m = *reinterpret_cast<const Numbers<T, kOwn>*>(mu_own + d * kWarp);
+    const auto r = *reinterpret_cast<const Numbers<T, kOwn>*>(root_own + d * kWarp);
+#pragma unroll
+    for (int o = 0; o < kOwn; ++o) sum[o] = add_square(sum[o], x, m.x[o], r.x[o]);
+  });
+}
 
 // The sums that threads have made of the same numbers, in the order of the threads.
 template <class T>
@@ -150,53 +181,47 @@ struct Share {
   __device__ int64_t dimension() const { return first + int(threadIdx.x) % width; }
 };
 
-// Rows' values; backward the gradients of z, and what the rows' weights are divided by.
+// Rows' values, and the logarithms of a mixture's sums.
 template <class T, bool kEach, int kOwn>
-__global__ void __launch_bounds__(kBlockThreads, 2) pair_rows(const __grid_constant__ Pairs p) {
-  __shared__ Numbers<T, kOwn> weights[kBlockThreads];
+__global__ void __launch_bounds__(kBlockThreads, 2) pair_values(const __grid_constant__ Pairs p) {
   const Sides<T> from(p);
-  const int64_t b0 = int64_t(blockIdx.x) * kOwn, n = p.components, size = p.size;
+  const int64_t b0 = int64_t(blockIdx.x) * kOwn, n = p.components;
+  const int own = int(min(p.rows - b0, int64_t(kOwn)));
+  LogSum<double, T> sum[kOwn];
+  for (int64_t k = threadIdx.x; k < n; k += kBlockThreads) {
+    const auto squares = squares_of_rows<T, kOwn>(from, p.size, b0, k);
+#pragma unroll
+    for (int o = 0; o < kOwn; ++o) {
+      const double log = log_of_pair(p, b0 + o, k, squares.total[o].value());
+      if (!kEach)
+        sum[o].add(log);
+      else if (o < own)
+        static_cast<T*>(p.value)[(b0 + o) * n + k] = T(log);
+    }
+  }
+#pragma unroll
+  for (int o = 0; !kEach && o < kOwn; ++o) {
+    sum[o].combine(kBlockThreads);
+    if (threadIdx.x || o >= own) continue;
+    const double log_sum = sum[o].log_sum();
+    static_cast<T*>(p.value)[b0 + o] = T(log_sum);
+    p.log_sums[b0 + o] = kept_log_sum(log_sum, sum[o].sum);
+  }
+}
+
+// The gradients of z.
+template <class T, bool kEach, int kOwn>
+__device__ void gradients_of_rows(const Pairs& p, int64_t b0,
+                                  Numbers<T, kOwn> (&weights)[kBlockThreads]) {
+  const Sides<T> from(p);
+  const int64_t n = p.components, size = p.size;
   const int own = int(min(p.rows - b0, int64_t(kOwn)));
   const T* grad = static_cast<const T*>(p.grad);
-  const T* z_own = from.z_tiles.at(b0);
-  const auto squares_of = [&](int64_t k) {
-    const T *mu = from.mu_tiles.at(k), *root = from.root_tiles.at(k);
-    return Squares<T, kOwn>(size, [&](T(&sum)[kOwn], int64_t d) {
-      const T m = mu[d * kWarp], r = root[d * kWarp];
-      const auto z = *reinterpret_cast<const Numbers<T, kOwn>*>(z_own + d * kWarp);
+  double log_sums[kOwn] = {};
+  T upstream[kOwn] = {};
 #pragma unroll
-      for (int o = 0; o < kOwn; ++o) sum[o] = add_square(sum[o], z.x[o], m, r);
-    });
-  };
-  __shared__ double log_sums[kOwn];
-  if (!kEach || !grad) {
-    LogSum<double, T> sum[kOwn];
-    for (int64_t k = threadIdx.x; k < n; k += kBlockThreads) {
-      const Squares<T, kOwn> squares = squares_of(k);
-#pragma unroll
-      for (int o = 0; o < kOwn; ++o) {
-        const double log = log_of_pair(p, b0 + o, k, squares.total[o].value());
-        if (!kEach)
-          sum[o].add(log);
-        else if (o < own)
-          static_cast<T*>(p.value)[(b0 + o) * n + k] = T(log);
-      }
-    }
-#pragma unroll
-    for (int o = 0; !kEach && o < kOwn; ++o) {
-      sum[o].combine(kBlockThreads);
-      if (threadIdx.x || o >= own) continue;
-      const double log_sum = sum[o].log_sum();
-      // Of no weight at all, nothing is a share.
-      log_sums[o] = sum[o].sum == 0 ? Constants<double>::infinity : log_sum;
-      if (grad)
-        p.log_sums[b0 + o] = log_sums[o];
-      else
-        static_cast<T*>(p.value)[b0 + o] = T(log_sum);
-    }
-    __syncthreads();
-  }
-  if (!p.grad_z) return;
+  for (int o = 0; !kEach && o < kOwn; ++o)
+    if (o < own) log_sums[o] = p.log_sums[b0 + o], upstream[o] = grad[b0 + o];
   for (int64_t first = 0; first < size; first += kBlockThreads) {
     const Share share(first, size);
     const int64_t d = share.dimension();
@@ -212,12 +237,12 @@ __global__ void __launch_bounds__(kBlockThreads, 2) pair_rows(const __grid_const
           for (int o = 0; o < kOwn; ++o)
             if (o < own) w.x[o] = grad[(b0 + o) * n + k];
         } else {
-          const Squares<T, kOwn> squares = squares_of(k);
+          const auto squares = squares_of_rows<T, kOwn>(from, size, b0, k);
 #pragma unroll
           for (int o = 0; o < kOwn; ++o) {
             if (o >= own) continue;
             const double log = log_of_pair(p, b0 + o, k, squares.total[o].value());
-            w.x[o] = narrow_share_of_all<T>(log, log_sums[o]) * grad[b0 + o];
+            w.x[o] = narrow_share_of_all<T>(log, log_sums[o]) * upstream[o];
           }
         }
       }
@@ -244,16 +269,14 @@ __global__ void __launch_bounds__(kBlockThreads, 2) pair_rows(const __grid_const
   }
 }
 
-// Components' gradients.
+// The gradients of components.
 template <class T, bool kEach, int kOwn>
-__global__ void __launch_bounds__(kBlockThreads, 2)
-    pair_components(const __grid_constant__ Pairs p) {
-  __shared__ Numbers<T, kOwn> weights[kBlockThreads];
+__device__ void gradients_of_components(const Pairs& p, int64_t k0,
+                                        Numbers<T, kOwn> (&weights)[kBlockThreads]) {
   const Sides<T> from(p);
-  const int64_t k0 = int64_t(blockIdx.x) * kOwn, size = p.size, n = p.components;
+  const int64_t size = p.size, n = p.components;
   const int own = int(min(n - k0, int64_t(kOwn)));
   const T* grad = static_cast<const T*>(p.grad);
-  const T *mu_own = from.mu_tiles.at(k0), *root_own = from.root_tiles.at(k0);
   for (int64_t first = 0; first < size; first += kBlockThreads) {
     const Share share(first, size);
     const int64_t d = share.dimension();
@@ -270,14 +293,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
           for (int o = 0; o < kOwn; ++o)
             if (o < own) w.x[o] = grad[b * n + k0 + o];
         } else {
-          const T* z = from.z_tiles.at(b);
-          const Squares<T, kOwn> squares(size, [&](T(&sum)[kOwn], int64_t d) {
-            const T x = z[d * kWarp];
-            const auto m = *reinterpret_cast<const Numbers<T, kOwn>*>(mu_own + d * kWarp);
-            const auto r = *reinterpret_cast<const Numbers<T, kOwn>*>(root_own + d * kWarp);
-#pragma unroll
-            for (int o = 0; o < kOwn; ++o) sum[o] = add_square(sum[o], x, m.x[o], r.x[o]);
-          });
+          const auto squares = squares_of_components<T, kOwn>(from, size, k0, b);
           const double log_sum = p.log_sums[b];
           const T upstream = grad[b];
 #pragma unroll
@@ -325,6 +341,22 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
             T(gradient_of_s(scale_of(p), s, total[o][1], all_weights, root));
     }
   }
+}
+
+// Blocks of rows and of components; first those that take longer, since what comes last should be
+// short.
+template <class T, bool kEach, int kOwn>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    pair_gradients(const __grid_constant__ Pairs p, int64_t of_rows, int64_t of_components) {
+  __shared__ Numbers<T, kOwn> weights[kBlockThreads];
+  const bool rows_first = p.components > p.rows;
+  const int64_t first = rows_first ? of_rows : of_components;
+  const bool in_first = blockIdx.x < first;
+  const int64_t block = blockIdx.x - (in_first ? 0 : first);
+  if (in_first == rows_first)
+    gradients_of_rows<T, kEach, kOwn>(p, block * kOwn, weights);
+  else
+    gradients_of_components<T, kEach, kOwn>(p, block * kOwn, weights);
 }
 
 }  // namespace fastvae

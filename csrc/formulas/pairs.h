@@ -31,7 +31,8 @@ struct MixtureLogProb {
                                        .value = "log_prob",
                                        .loop = Loop::pairs,
                                        .optional = true,
-                                       .weighs = true};
+                                       .weighs = true,
+                                       .keeps = "log_sums"};
 };
 
 // Finite as its square is, so that a weight of 0 has no gradient whatever sigma is.
@@ -56,6 +57,11 @@ FASTVAE_INLINE V add_square(V sum, V z, V mu, V inverse_sigma) {
 template <class V>
 FASTVAE_INLINE V log_density(V squares, V constant) {
   return fma(squares, V(Real<V>(-0.5)), constant);
+}
+
+// The logarithm of a sum that backward divides by. Of no weight at all, nothing is a share.
+FASTVAE_INLINE double kept_log_sum(double log_sum, double sum) {
+  return sum == 0 ? Constants<double>::infinity : log_sum;
 }
 
 // The sums that gradients of a component are made of.

@@ -22,6 +22,7 @@ OutputHandles run_handles(int op, Direction direction, const Handles& handles,
                           const Arguments& arguments) {
   Tensors tensors;
   for (int k = 0; k < kMaxOperands; ++k) tensors.operand[k] = taken(handles.operand[k]);
+  tensors.kept = taken(handles.kept);
   tensors.seed = taken(handles.seed);
   tensors.weight = taken(handles.weight);
   tensors.grad_z = taken(handles.grad_z);

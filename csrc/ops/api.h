@@ -12,7 +12,8 @@ namespace fastvae {
 // Handles are given away with the call; null stands for what is not given or not wanted.
 struct Handles {
   std::array<AtenTensorHandle, kMaxOperands> operand{};
-  AtenTensorHandle seed = nullptr, weight = nullptr, grad_z = nullptr, grad_value = nullptr;
+  AtenTensorHandle kept = nullptr, seed = nullptr, weight = nullptr;
+  AtenTensorHandle grad_z = nullptr, grad_value = nullptr;
 };
 using OutputHandles = InlineVector<AtenTensorHandle, kMaxOperands + 1>;
 

@@ -2,8 +2,8 @@
 // torch.
 //
 // Every operator takes its arguments in one order: the upstream gradients of z and of the value (in
-// `_backward` and `_with_grad`), the operands, the seed, the weight of what is summed, and the
-// settings of for_each_setting().
+// `_backward` and `_with_grad`), the operands, what forward kept for backward, the seed, the weight
+// of what is summed, and the settings of for_each_setting().
 #pragma once
 
 #include <array>

@@ -13,7 +13,7 @@
 namespace fastvae {
 namespace {
 
-constexpr int kGrad = kMaxOperands;  // its place behind the operands
+constexpr int kGrad = kMaxOperands, kKept = kGrad + 1;  // their places behind the operands
 
 // What calls of both loops do: read dense operands, allocate, choose the device.
 class DenseCall {
@@ -32,8 +32,10 @@ class DenseCall {
 
   // An operand's data, or that of a dense copy, which live as long as this.
   const void* read(int k, const Tensor& tensor, const Dims& sizes, bool right_dtype) {
-    const std::string what = k == kGrad ? std::string("grad_") + (op_.z ? "z" : op_.signature.value)
-                                        : op_.signature.operands[k];
+    const std::string what = k == kKept ? op_.signature.keeps
+                             : k == kGrad
+                                 ? std::string("grad_") + (op_.z ? "z" : op_.signature.value)
+                                 : op_.signature.operands[k];
     if (to_dims(tensor.sizes()) != sizes)
       fail(what + " has shape " + text(to_dims(tensor.sizes())) + ", want " + text(sizes));
     if (!right_dtype) fail(what + " has another dtype than this op wants");
@@ -79,7 +81,7 @@ class DenseCall {
   const Place place_;
   DType dtype_, accumulate_;
   Dims values_;  // their shape
-  std::array<OptionalTensor, kMaxOperands + 1> read_;
+  std::array<OptionalTensor, kKept + 1> read_;
 };
 
 class PairCall : DenseCall {
@@ -105,17 +107,28 @@ class PairCall : DenseCall {
     pairs_.scale = scale_form(name, a.param);
     pairs_.log_own = a.log_own;
     pairs_.log_other = a.log_other;
+    if (a.marginals) log_sums_.push_back(pairs_.size);
+    log_sums_.append(values_.begin(), values_.end());
     if (op.signature.weighs)
       kind_ = a.marginals ? PairValue::marginals : PairValue::mixture;
     else
       values_.push_back(pairs_.components);
+    if (tensors.kept) {
+      const bool wide = dtype_of(*tensors.kept) == DType::float64;
+      pairs_.log_sums =
+          static_cast<double*>(const_cast<void*>(read(kKept, *tensors.kept, log_sums_, wide)));
+    }
   }
 
   Outputs forward() {
-    Tensor value = allocate(values_, dtype_);
-    pairs_.value = value.mutable_data_ptr();
+    Outputs results{allocate(values_, dtype_)};
+    pairs_.value = results[0].mutable_data_ptr();
+    if (op_.signature.keeps) {
+      results.push_back(allocate(log_sums_, DType::float64));
+      pairs_.log_sums = static_cast<double*>(results[1].mutable_data_ptr());
+    }
     if (product(values_) > 0) run();
-    return {value};
+    return results;
   }
 
   Outputs backward(const Tensor& grad) {
@@ -139,6 +152,7 @@ class PairCall : DenseCall {
   }
 
   PairValue kind_ = PairValue::each;
+  Dims log_sums_;  // their shape
   Pairs pairs_;
 };
 

@@ -46,6 +46,7 @@ std::string schema(int index, Direction direction) {
   if (!forward && op.value())
     tensor(may_lack_gradients(op), std::string("grad_") + op.signature.value);
   for (int k = 0; k < op.operands; ++k) tensor(op.is_optional(k), op.signature.operands[k]);
+  if (!forward && op.signature.keeps) tensor(false, op.signature.keeps);
   if (op.noise) tensor(false, "seed");
   if (op.sums()) tensor(true, "weight");
   const Arguments arguments;
@@ -54,6 +55,7 @@ std::string schema(int index, Direction direction) {
   });
   if (forward && op.z) out.push_back("Tensor");
   if (direction != Direction::backward && op.value()) out.push_back("Tensor");
+  if (forward && op.signature.keeps) out.push_back("Tensor");
   if (!forward) out.insert(out.end(), size_t(op.operands), "Tensor");
   const std::string returns = out.size() == 1 ? out[0] : "(" + list(out) + ")";
   return std::string(operator_name(index, direction)) + "(" + list(in) + ") -> " + returns;
@@ -89,6 +91,7 @@ void take_arguments(Stack stack, const Declaration& op, Direction direction, Ten
   if (!forward && op.z) stack.take(tensors.grad_z, may_lack_gradients(op));
   if (!forward && op.value()) stack.take(tensors.grad_value, may_lack_gradients(op));
   for (int k = 0; k < op.operands; ++k) stack.take(tensors.operand[k], op.is_optional(k));
+  if (!forward && op.signature.keeps) stack.take(tensors.kept, false);
   if (op.noise) stack.take(tensors.seed, false);
   if (op.sums()) stack.take(tensors.weight, true);
   for_each_setting(op, direction, arguments, [&](const char*, auto& value) { stack.take(value); });

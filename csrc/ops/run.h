@@ -20,12 +20,13 @@ using OptionalTensor = std::optional<Tensor>;
 
 struct Tensors {
   std::array<OptionalTensor, kMaxOperands> operand;
+  OptionalTensor kept;  // by forward
   OptionalTensor seed, weight;
   OptionalTensor grad_z, grad_value;
 };
 
-// Forward: z, if the op has one, and the value. Otherwise the value, if it is `with_gradient`, and
-// a gradient for each operand, undefined where it is not wanted.
+// Forward: z, if the op has one, the value, and what it keeps. Otherwise the value, if it is
+// `with_gradient`, and a gradient for each operand, undefined where it is not wanted.
 using Outputs = InlineVector<Tensor, kMaxOperands + 1>;
 
 Outputs run(int op, Direction direction, const Tensors& tensors, const Arguments& arguments);

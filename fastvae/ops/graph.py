@@ -51,7 +51,7 @@ class Kernels:
         self.with_gradient = getattr(with_gradient, "default", None)
         self.schema = schema = layout.Schema(self.forward)
         self.count = len(schema.operands)
-        self.saved = self.count + schema.draws + schema.weighs  # tensors, which come first
+        self.tensors = self.count + schema.draws + schema.weighs  # of the arguments, the first
         self._bounded = int("bound" in schema.settings)  # behind `needs`
         self._only_samples = schema.draws and not (schema.sums or schema.categoricals)
         self._node = _make_node(self, op.name, self.forward, self.backward)
@@ -83,7 +83,8 @@ class Kernels:
             for t in operands:
                 if t is not None and t.requires_grad:
                     return self._record(*operands, *settings.values())
-        return self._call(*operands, *settings.values())
+        found = self._call(*operands, *settings.values())
+        return found[0] if self.schema.keeps else found
 
     def run_loss(
         self, operands: Sequence[Tensor | None], settings: dict[str, Any], reduction: str
@@ -118,7 +119,8 @@ class Kernels:
         """Of the operands, for upstream gradients `grads` of the outputs.
 
         Args:
-            saved: the operands, and the seed and the weight, where the op has them.
+            saved: the operands, and what forward kept, the seed and the weight, where the op has
+                them.
             settings: all others.
             needs: which of the operands' gradients are wanted.
             backward: a form of the kernel's.
@@ -127,7 +129,7 @@ class Kernels:
         if grads[0] is None and all(g is None for g in grads):
             return (None,) * self.count
         if recording():
-            operands, others = saved[: self.count], saved[self.count :]
+            operands, others = saved[: self.count], saved[self.count + self.schema.keeps :]
             names = self.schema.settings
 
             def formula(*leaves: Tensor | None) -> Any:
@@ -180,15 +182,17 @@ def _make_node(
     kernels: Kernels, name: str, kernel: Callable[..., Any], kernel_backward: Callable[..., Any]
 ) -> type[torch.autograd.Function]:
     """The Function of an op: its arguments are the kernel's."""
-    tensors, count = kernels.saved, kernels.count
+    tensors, count, keeps = kernels.tensors, kernels.count, kernels.schema.keeps
     others = (None,) * len(kernels.schema.settings)
 
     # The older form: with `setup_context` every call would pay 13 us for `inspect.signature`.
     def forward(ctx: Any, *arguments: Any) -> Any:
-        ctx.save_for_backward(*arguments[:tensors])
         ctx.settings = arguments[tensors:]
         ctx.set_materialize_grads(False)
-        return kernel(*arguments)
+        found = kernel(*arguments)
+        kept = found[1:] if keeps else ()
+        ctx.save_for_backward(*arguments[:count], *kept, *arguments[count:tensors])
+        return found[0] if keeps else found
 
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         needs = ctx.needs_input_grad[:count]

@@ -128,6 +128,8 @@ class Schema:
         items: the second operand is [..., items].
         categoricals: the operands are [..., classes].
         colours: the operands are [rows, channels, pixels] and [rows, planes, pixels].
+        keeps: how many tensors forward gives beside its outputs, which backward takes behind the
+            operands.
         settings: the names of what follows them, in order.
     """
 
@@ -144,6 +146,7 @@ class Schema:
         self.colours = whole and "parameters" in self.operands
         self.items = whole and not (self.pairs or self.colours)
         self.outputs = self.draws + self.sums + whole
+        self.keeps = len(kernel._schema.returns) - self.outputs
 
     def split(
         self, arguments: Sequence[Any], *, gradients: bool = False
@@ -152,11 +155,12 @@ class Schema:
         `gradients`, of `_backward` or `_with_grad`, which are given `needs` too."""
         first = self.outputs if gradients else 0
         last = first + len(self.operands)
+        kept = self.keeps if gradients else 0
         names = [*self.settings]
         if gradients:
             names.insert(len(names) - ("bound" in names), "needs")
         # A bound that is not given is missing.
-        settings = dict(zip(names, arguments[last:], strict=False))
+        settings = dict(zip(names, arguments[last + kept :], strict=False))
         return arguments[:first], arguments[first:last], settings
 
 
@@ -186,8 +190,11 @@ def _forward(schema: Schema, *arguments: Any) -> Any:
     _, operands, settings = schema.split(arguments)
     if schema.pairs:
         z, components = operands[:2]
-        each = () if "marginals" in settings else components.shape[:1]
-        return z.new_empty((*z.shape[:-1], *each))
+        rows = z.shape[:-1]
+        if not schema.keeps:
+            return z.new_empty((*rows, *components.shape[:1]))
+        sums = (*z.shape[-1:], *rows) if settings["marginals"] else rows
+        return z.new_empty(rows), z.new_empty(sums, dtype=torch.float64)
     if schema.colours:
         return operands[1].new_empty(operands[1].shape[:1])
     if schema.items:
