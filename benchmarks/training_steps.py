@@ -2,9 +2,9 @@
 
 A step is forward, backward and Adam. The models differ in nothing but the ops: fastvae's, or the
 formulas that users write (`fastvae.bench.formulas.Formulas`). Both are timed as they are, under
-`torch.compile` and, on CUDA, in the graphs of its `mode="reduce-overhead"`, with the ops inside what
-is compiled. All start from the same weights and take turns, round by round. The ops' share is the
-time of their calls alone, forward and backward, on a step's tensors, against the step.
+`torch.compile` with the ops inside and, on CUDA, in the graphs of its `mode="reduce-overhead"`. All
+start from the same weights and take turns, round by round. The ops' share is the time of their
+calls alone, forward and backward, on a step's tensors, against the step.
 """
 
 from __future__ import annotations
