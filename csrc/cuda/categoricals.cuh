@@ -2,7 +2,8 @@
 // classes fill, for each group; of KL divergences, a block for each row.
 //
 // A group is read for the largest logit, for the sums of the exponentials, for the value or for
-// what the gradients have in common, and for the gradients: all but the first from a cache.
+// what the gradients have in common, and for the gradients: all but the first from a cache. Of KL
+// divergences a thread that has few classes keeps what it has computed of each.
 #pragma once
 
 #include "../categoricals.h"
@@ -22,6 +23,15 @@ __host__ __device__ inline int groups_of_block(int64_t classes) {
   return kBlockThreads / threads_of_group(classes);
 }
 
+// Classes of a thread of which it keeps what it computes: 64 of a group.
+constexpr int kKeptClasses = 2;
+__host__ __device__ inline bool keeps_classes(int64_t classes) {
+  return classes <= kKeptClasses * threads_of_group(classes);
+}
+
+// What functions of a class are called with: its number, and which of a thread's own it is, if the
+// thread keeps so many.
+template <int kKept>
 struct ClassThreads {
   int threads, thread;
 
@@ -36,23 +46,34 @@ struct ClassThreads {
     for (int64_t first = 0; first < groups; first += at_once) f(first + threadIdx.x / threads);
   }
 
-  // The largest over the classes of what f(i) says.
+  // Calls f(i, own) for the classes of a thread from `begin` to `end`.
+  template <class F>
+  __device__ void each_class(int64_t begin, int64_t end, const F& f) const {
+    if constexpr (kKept > 0) {
+#pragma unroll
+      for (int own = 0; own < kKept; ++own)
+        if (thread + own * threads < end) f(thread + own * threads, own);
+    } else {
+      for (int64_t i = begin + thread; i < end; i += threads) f(i, 0);
+    }
+  }
+
+  // The largest over the classes of what f(i, own) says.
   template <class A, class F>
   __device__ A largest(int64_t classes, const F& f) const {
     A most = -Constants<A>::infinity;
-    for (int64_t i = thread; i < classes; i += threads) most = at_least(most, A(f(i)));
+    each_class(0, classes, [&](int64_t i, int own) { most = at_least(most, A(f(i, own))); });
     return group_reduce(most, threads, [](A a, A b) { return a > b ? a : b; });
   }
 
-  // The sums over the classes of what f(i) adds to N numbers; in double from chunk to chunk.
+  // The sums over the classes of what f(i, own) adds to N numbers; in double from chunk to chunk.
   template <class A, int N, class F>
   __device__ void add_up(int64_t classes, double (&sums)[N], const F& f) const {
     const int64_t chunk = int64_t(threads) * 32;
     for (double& sum : sums) sum = 0;
-    for (int64_t begin = 0; begin < classes; begin += chunk) {
-      const int64_t end = min(begin + chunk, classes);
+    for (int64_t begin = 0; begin < classes; begin += kKept > 0 ? classes : chunk) {
       A parts[N] = {};
-      for (int64_t i = begin + thread; i < end; i += threads) f(i, parts);
+      each_class(begin, min(begin + chunk, classes), [&](int64_t i, int own) { f(i, own, parts); });
 #pragma unroll
       for (int k = 0; k < N; ++k) sums[k] += group_sum(parts[k], threads);
     }
@@ -66,7 +87,7 @@ struct ClassGroup {
   using A = Accumulate<S>;
 
   const Categoricals& all;
-  const ClassThreads own;
+  const ClassThreads<0> own;
   int64_t group;
   bool active;
   const S* logits;
@@ -79,7 +100,8 @@ struct ClassGroup {
     active = group <= last;
     group = min(group, last);
     logits = static_cast<const S*>(all.logits) + group * all.classes;
-    top = shift_of(own.largest<A>(all.classes, [&](int64_t i) { return A(widen(logits[i])); }));
+    top =
+        shift_of(own.largest<A>(all.classes, [&](int64_t i, int) { return A(widen(logits[i])); }));
   }
 
   __device__ A weight(int64_t i) const { return share(A(widen(logits[i])), top); }
@@ -90,7 +112,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     straight_through(const __grid_constant__ Categoricals all) {
   using A = Accumulate<S>;
   const ClassGroup<S> group(all);
-  const ClassThreads& own = group.own;
+  const ClassThreads<0>& own = group.own;
   const double grid = grid_of(all.classes);
   double total = 0;
   for (int64_t i = own.thread; i < all.classes; i += own.threads)
@@ -131,13 +153,13 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     straight_through_gradients(const __grid_constant__ Categoricals all) {
   using A = Accumulate<S>;
   const ClassGroup<S> group(all);
-  const ClassThreads& own = group.own;
+  const ClassThreads<0>& own = group.own;
   const S* grad = static_cast<const S*>(all.grad_sample) + group.group * all.classes;
-  const A largest = own.largest<A>(all.classes, [&](int64_t i) {
+  const A largest = own.template largest<A>(all.classes, [&](int64_t i, int) {
     return A(widen(group.logits[i])) == group.top ? A(widen(grad[i])) : -Constants<A>::infinity;
   });
   double sums[2];
-  own.add_up<A>(all.classes, sums, [&](int64_t i, A(&parts)[2]) {
+  own.template add_up<A>(all.classes, sums, [&](int64_t i, int, A(&parts)[2]) {
     const A weight = group.weight(i);
     parts[0] += weight;
     parts[1] += pull(weight, A(widen(grad[i])), largest);
@@ -151,13 +173,13 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   }
 }
 
-template <class S, bool kMixed>
+template <class S, bool kMixed, int kKept>
 struct CategoricalKLRow {
   using A = Accumulate<S>;
   using Formula = CategoricalKL<kMixed>;
 
   const Categoricals& all;
-  const ClassThreads own;
+  const ClassThreads<kKept> own;
   const Mixing<A> mixing;
 
   __device__ explicit CategoricalKLRow(const Categoricals& categoricals)
@@ -165,91 +187,113 @@ struct CategoricalKLRow {
         own(categoricals.classes),
         mixing(categoricals.uniform, categoricals.classes) {}
 
-  // Two groups of classes. What is not among a row's groups reads the last one.
-  struct Logits {
-    const S *q, *p;
-
-    __device__ A of_q(int64_t i) const { return widen(q[i]); }
-    __device__ A of_p(int64_t i) const { return widen(p[i]); }
-  };
   __device__ int64_t place(int64_t group) const {
     return (blockIdx.x * all.groups + min(group, all.groups - 1)) * all.classes;
   }
-  __device__ Logits logits(int64_t group) const {
-    return {static_cast<const S*>(all.logits) + place(group),
-            static_cast<const S*>(all.prior_logits) + place(group)};
-  }
 
-  __device__ TwoGroups<A> two_groups(const Logits& l) const {
-    const A of_q = own.largest<A>(all.classes, [&](int64_t i) { return l.of_q(i); });
-    const A of_p = own.largest<A>(all.classes, [&](int64_t i) { return l.of_p(i); });
-    TwoGroups<A> two(of_q, of_p);
-    double sums[3];
-    own.add_up<A>(all.classes, sums, [&](int64_t i, A(&parts)[3]) {
-      const ClassOfTwo<A> c = two.exponentials(l.of_q(i), l.of_p(i));
-      parts[0] += c.q;
-      parts[1] += c.p;
-      parts[2] += c.difference;
+  // Two groups of classes. What is not among a row's groups reads the last one.
+  struct Groups {
+    const CategoricalKLRow& row;
+    const S *logits, *prior_logits;
+    TwoGroups<A> two;
+    ClassOfTwo<A> kept[kKept > 0 ? kKept : 1];  // probabilities
+
+    __device__ A of_q(int64_t i) const { return widen(logits[i]); }
+    __device__ A of_p(int64_t i) const { return widen(prior_logits[i]); }
+
+    __device__ Groups(const CategoricalKLRow& row, int64_t group)
+        : row(row),
+          logits(static_cast<const S*>(row.all.logits) + row.place(group)),
+          prior_logits(static_cast<const S*>(row.all.prior_logits) + row.place(group)) {
+      const int64_t classes = row.all.classes;
+      const A q = row.own.template largest<A>(classes, [&](int64_t i, int) { return of_q(i); });
+      const A p = row.own.template largest<A>(classes, [&](int64_t i, int) { return of_p(i); });
+      two = TwoGroups<A>(q, p);
+      double sums[3];
+      row.own.template add_up<A>(classes, sums, [&](int64_t i, int own, A(&parts)[3]) {
+        const ClassOfTwo<A> c = kept[own] = two.exponentials(of_q(i), of_p(i));
+        parts[0] += c.q;
+        parts[1] += c.p;
+        parts[2] += c.difference;
+      });
+      two.normalize({sums[0], sums[1], sums[2]});
+      if constexpr (kKept > 0)
+#pragma unroll
+        for (ClassOfTwo<A>& c : kept) c = two.probabilities(c);
+    }
+    __device__ ClassOfTwo<A> probabilities(int64_t i, int own) const {
+      if constexpr (kKept > 0) return kept[own];
+      return two.probabilities(two.exponentials(of_q(i), of_p(i)));
+    }
+  };
+
+  __device__ double value(const Groups& groups) const {
+    double sums[1];
+    own.template add_up<A>(all.classes, sums, [&](int64_t i, int own, A(&parts)[1]) {
+      parts[0] += Formula::value(groups.probabilities(i, own), mixing);
     });
-    two.normalize({sums[0], sums[1], sums[2]});
-    return two;
-  }
-  __device__ static ClassOfTwo<A> probabilities(const TwoGroups<A>& two, const Logits& l,
-                                                int64_t i) {
-    return two.probabilities(two.exponentials(l.of_q(i), l.of_p(i)));
+    return sums[0];
   }
 
   // For all threads of the block.
   __device__ A value() const {
-    double value = 0;
+    double sum = 0;
     own.each_group(all.groups, [&](int64_t group) {
-      const Logits l = logits(group);
-      const TwoGroups<A> two = two_groups(l);
-      double sums[1];
-      own.add_up<A>(all.classes, sums, [&](int64_t i, A(&parts)[1]) {
-        parts[0] += Formula::value(probabilities(two, l, i), mixing);
-      });
-      if (group < all.groups && own.thread == 0) value += sums[0];
+      const double of_group = value(Groups(*this, group));
+      if (group < all.groups && own.thread == 0) sum += of_group;
     });
-    return A(group_sum(value, kBlockThreads));
+    return A(group_sum(sum, kBlockThreads));
   }
 
   __device__ void gradients(int64_t group, A grad) const {
-    const Logits l = logits(group);
-    const TwoGroups<A> two = two_groups(l);
+    const Groups groups(*this, group);
+    const TwoGroups<A>& two = groups.two;
+    A kept_q[kKept > 0 ? kKept : 1] = {}, kept_p[kKept > 0 ? kKept : 1] = {};
+    const auto of_q = [&](int64_t i, int own) {
+      return kKept > 0 ? kept_q[own] : Formula::of_q(groups.probabilities(i, own), mixing);
+    };
+    const auto of_p = [&](int64_t i, int own) {
+      return kKept > 0 ? kept_p[own] : Formula::of_p(groups.probabilities(i, own), mixing);
+    };
+    if constexpr (kKept > 0)
+      own.each_class(0, all.classes, [&](int64_t, int own) {
+        kept_q[own] = Formula::of_q(groups.kept[own], mixing);
+        kept_p[own] = Formula::of_p(groups.kept[own], mixing);
+      });
     constexpr A kNone = -Constants<A>::infinity;
-    const A largest_q = own.largest<A>(all.classes, [&](int64_t i) {
-      return l.of_q(i) == two.largest_q ? Formula::of_q(probabilities(two, l, i), mixing) : kNone;
+    const A largest_q = own.template largest<A>(all.classes, [&](int64_t i, int own) {
+      return groups.of_q(i) == two.largest_q ? of_q(i, own) : kNone;
     });
-    const A largest_p = own.largest<A>(all.classes, [&](int64_t i) {
-      return l.of_p(i) == two.largest_p ? Formula::of_p(probabilities(two, l, i), mixing) : kNone;
+    const A largest_p = own.template largest<A>(all.classes, [&](int64_t i, int own) {
+      return groups.of_p(i) == two.largest_p ? of_p(i, own) : kNone;
     });
     double sums[2];
-    own.add_up<A>(all.classes, sums, [&](int64_t i, A(&parts)[2]) {
-      const ClassOfTwo<A> c = probabilities(two, l, i);
-      parts[0] += pull(c.q, Formula::of_q(c, mixing), largest_q);
-      parts[1] += pull(c.p, Formula::of_p(c, mixing), largest_p);
+    own.template add_up<A>(all.classes, sums, [&](int64_t i, int own, A(&parts)[2]) {
+      const ClassOfTwo<A> c = groups.probabilities(i, own);
+      parts[0] += pull(c.q, of_q(i, own), largest_q);
+      parts[1] += pull(c.p, of_p(i, own), largest_p);
     });
     if (group >= all.groups) return;
     const BalancedUpstream<A> upstream(grad, all.balance);
     const A all_q = A(sums[0]), all_p = A(sums[1]);
     S* to_q = static_cast<S*>(all.grad_logits);
     S* to_p = static_cast<S*>(all.grad_prior_logits);
-    for (int64_t i = own.thread; i < all.classes; i += own.threads) {
-      const ClassOfTwo<A> c = probabilities(two, l, i);
-      const A of_q = Formula::of_q(c, mixing), of_p = Formula::of_p(c, mixing);
+    own.each_class(0, all.classes, [&](int64_t i, int own) {
+      const ClassOfTwo<A> c = groups.probabilities(i, own);
       const int64_t at = place(group) + i;
-      if (to_q) narrow(upstream.q * softmax_gradient(c.q, of_q, largest_q, all_q), to_q[at]);
-      if (to_p) narrow(upstream.p * Formula::gradient_of_p(c.p, of_p, largest_p, all_p), to_p[at]);
-    }
+      if (to_q)
+        narrow(upstream.q * softmax_gradient(c.q, of_q(i, own), largest_q, all_q), to_q[at]);
+      if (to_p)
+        narrow(upstream.p * Formula::gradient_of_p(c.p, of_p(i, own), largest_p, all_p), to_p[at]);
+    });
   }
 };
 
-template <class S, bool kMixed>
+template <class S, bool kMixed, int kKept>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     categorical_kl(const __grid_constant__ Categoricals all) {
   using A = Accumulate<S>;
-  const CategoricalKLRow<S, kMixed> row(all);
+  const CategoricalKLRow<S, kMixed, kKept> row(all);
   const A free_nats(all.free_nats);
   const bool needs_value = !all.grad || free_nats > 0;
   const A value = needs_value ? row.value() : A(0);

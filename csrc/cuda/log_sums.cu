@@ -158,8 +158,15 @@ void run_categorical_kl_on_cuda(const char* op, int device, DType dtype,
                                 const Categoricals& categoricals) {
   Launcher launch(current_stream(op, device));
   with_type(dtype, [&]<class S>() {
-    const auto kernel = categoricals.mixed() ? categorical_kl<S, true> : categorical_kl<S, false>;
-    launch(kernel, categoricals.rows, categoricals);
+    const auto run = [&]<int kKept>() {
+      const bool mixed = categoricals.mixed();
+      launch(mixed ? categorical_kl<S, true, kKept> : categorical_kl<S, false, kKept>,
+             categoricals.rows, categoricals);
+    };
+    if (sizeof(S) < 8 && keeps_classes(categoricals.classes))
+      run.template operator()<sizeof(S) < 8 ? kKeptClasses : 0>();
+    else
+      run.template operator()<0>();
   });
   check(launch.error, op);
 }
