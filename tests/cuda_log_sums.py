@@ -55,9 +55,9 @@ def log_sum_kernels(binary: Path) -> list[LogSumKernel]:
         if match["name"] == "categorical_kl":
             flags = {"1": ", mixed", "0": ""}
         of = flags.get(match["each"], "")
-        if match["number"]:
-            each = "channels" if match["name"] == "colour_pixels" else "at once"
-            of += f", {match['number']} {each}"
+        words = {"colour_pixels": "channels", "categorical_kl": "classes kept"}
+        if match["number"] and match["number"] != "0":
+            of += f", {match['number']} {words.get(match['name'], 'at once')}"
         found.append(
             LogSumKernel(
                 match["name"] + of,

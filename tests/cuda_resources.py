@@ -135,8 +135,8 @@ class Kernel:
     def accesses(self) -> int:
         """Of a thread in one turn of the main loop: accesses_in_flight() in csrc/cuda/cut.h."""
         step = STEPS[self.step]
-        slow = step.slow or self.step.startswith("Rsample") or (step.value and self.width > 4)
-        return 1 if slow or step.inputs > 3 else 2
+        slow = step.slow or self.step.startswith("Rsample")
+        return 1 if slow or step.inputs > 3 or SIZES[self.dtype] != 4 else 2
 
     @property
     def elements(self) -> int:

@@ -115,11 +115,18 @@ struct Access {
     float eps[N] = {};
     if constexpr (V::kStep.noise) draw(plan.noise, piece.noise, start, eps);
     A loaded[I][N];
-    as_element<T>(cut.bfloat16, [&]<class Element>(Element) {  // one branch for all of them
+    // What is slow waits for no branch, but has no register to spare.
+    const auto each_input = [&](auto f) {
 #pragma unroll
       for (int k = 0; k < I; ++k)
-        if (k != V::kScale) widen_as<Element>(in[k], loaded[k]);
-    });
+        if (k != V::kScale) f(in[k], loaded[k]);
+    };
+    if constexpr (V::kStep.slow)
+      each_input([&](const auto& from, auto& to) { widen(from, cut.bfloat16, to); });
+    else
+      as_element<T>(cut.bfloat16, [&]<class Element>(Element) {
+        each_input([](const auto& from, auto& to) { widen_as<Element>(from, to); });
+      });
     Packet<A, N> grad = {};
     if constexpr (V::kStep.row_grad) {
       if (plan.row_grad.layout.inner != 0) {

@@ -1,9 +1,10 @@
 """An op: which of its kernel, its formulas and a node of autograd's graph computes a call.
 
-Where autograd records, a node of the kernels saves the operands and the seed, nothing else, and
-draws the noise again in backward. Where PyTorch wants to look inside (a backward pass that is
-itself recorded, `torch.func`, forward-mode differentiation), the definition takes over. Where there
-are no kernels for a tensor's device, the eager formula computes.
+Where autograd records, a node of the kernels saves the operands, the seed and, of a mixture, one
+number for each row, nothing else, and draws the noise again in backward. Where PyTorch wants to
+look inside (a backward pass that is itself recorded, `torch.func`, forward-mode differentiation),
+the definition takes over. Where there are no kernels for a tensor's device, the eager formula
+computes.
 """
 
 from __future__ import annotations
