@@ -34,12 +34,13 @@ __device__ double log_weight_of(const Pairs& p, int64_t k) {
   return p.log_other + (weights ? double(weights[k]) : 0);
 }
 
-// What a row's weights are multiplied by, of the logarithm of their sum; -0 if it is far.
+// What a row's weights are multiplied by, of the logarithm of their sum; -0 if, and only if, it is
+// far.
 template <class T>
 __device__ T marginal_factor(double log_sum, double highest_log2, T grad) {
   const double log = log_sum - highest_log2 / kLog2e;
   const T digits = T(log), sum = exp(digits).exp * (1 + T(log - digits));
-  return sum >= T(kFarSum) ? grad / sum : T(-0.0);
+  return sum >= T(kFarSum) ? grad / sum + T(0) : T(-0.0);
 }
 template <class T>
 __device__ bool is_far(T factor) {
@@ -227,7 +228,7 @@ __device__ void gradients_of_marginal_rows(const Pairs& p, const MarginalUnit<T>
   for (int o = 0; o < kOwn; ++o) {
     const int64_t b = unit.first + o;
     if (b >= unit.last) continue;
-    gradient[o] *= factor[o];
+    gradient[o] = is_far(factor[o]) ? T(0) : gradient[o] * factor[o];
     if (is_far(factor[o])) {
       for (int64_t k = unit.lane; k < n; k += kWarp) {
         const T w = far_share<T>(p, rows.z[o], b, k, d), root = from.root[d * n + k];
