@@ -350,6 +350,26 @@ def test_operators_are_registered_as_pytorch_wants(name: str) -> None:
     torch.library.opcheck(backward, (grad, *plain, *kept, *settings, 7), test_utils=tests)
 
 
+@pytest.mark.parametrize("marginals", [False, True])
+def test_what_backward_is_given_of_forward_is_checked(marginals: bool) -> None:
+    """A direct call with less would read foreign memory."""
+    if not fastvae.backend.HAS_BINARY:
+        pytest.skip("no binary")
+    tensors, settings = components(6, 4, 3), (0, marginals, 0.0, 0.0)
+    value, log_sums = torch.ops.fastvae.mixture_log_prob(*tensors, *settings)
+    assert log_sums.shape == ((3, 6) if marginals else (6,))
+    if not marginals:
+        assert torch.equal(log_sums.to(value.dtype), value)
+    backward = torch.ops.fastvae.mixture_log_prob_backward
+    assert backward(value, *tensors, log_sums, *settings, 15)[0].shape == (6, 3)
+    for wrong, message in (
+        (log_sums[..., :5], r"log_sums has shape \[.*5\], want \[.*6\]"),
+        (log_sums.float(), "log_sums has another dtype"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            backward(value, *tensors, wrong, *settings, 15)
+
+
 def test_compile() -> None:
     tensors = components(6, 4, 3)
     compiled = torch.compile(fastvae.mixture_log_prob, fullgraph=True, backend="aot_eager")
