@@ -397,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{description.get('gpu', where)}, torch {description['torch']}, float32; "
         f"median (quartiles) of {arguments.rounds} rounds"
     )
-    # The networks of a model are one class, of many shapes; and no workers that compute meanwhile.
+    # The levels of a model are one class, of many shapes; and no workers that compute meanwhile.
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.compile_threads = 1
     with machine.use_threads(arguments.threads):

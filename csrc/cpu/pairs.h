@@ -136,8 +136,10 @@ class PairLoop {
         T* weights = backward ? loop.weights(first + r) : nullptr;
         if constexpr (kEach)
           loop.each(first + r, of_row, weights);
+        else if (backward)
+          loop.shares(first + r, of_row, weights);
         else
-          loop.log_sum(first + r, of_row, weights);
+          loop.log_sum(first + r, of_row);
       }
       for (int64_t r = 0; r < n && backward && pairs.grad_z; r += kTile)
         for (int64_t d = 0; d < pairs.size; ++d)
@@ -242,18 +244,20 @@ class PairLoop {
     for (int64_t k = 0; k < n; ++k) value[k] = T(logs[k]);
   }
 
-  // The logarithm of a row's sum; or with `weights` the gradient by each of the logarithms.
-  void log_sum(int64_t row, const double* logs, T* weights) const {
+  // A row's gradients by the logarithms, of which `log_sums` has that of all.
+  void shares(int64_t row, const double* logs, T* weights) const {
     const int64_t width = panels_of(p_) * kLanes;
-    if (weights) {
-      const Wide all(p_.log_sums[row]);
-      const V grad(static_cast<const T*>(p_.grad)[row]);
-      for (int64_t k = 0; k < width; k += kLanes) {
-        const V share = convert(halvings(load_same(logs + k), all), kNarrow);
-        store_same(weights + k, weight(at_least(V(0), share)) * grad);
-      }
-      return;
+    const Wide all(p_.log_sums[row]);
+    const V grad(static_cast<const T*>(p_.grad)[row]);
+    for (int64_t k = 0; k < width; k += kLanes) {
+      const V q = convert(halvings(load_same(logs + k), all), kNarrow);
+      store_same(weights + k, weight_of_all(q) * grad);
     }
+  }
+
+  // The logarithm of a row's sum.
+  void log_sum(int64_t row, const double* logs) const {
+    const int64_t width = panels_of(p_) * kLanes;
     Wide most(-Constants<double>::infinity);
     for (int64_t k = 0; k < width; k += kLanes) most = at_least(most, load_same(logs + k));
     double lanes[kLanes];
@@ -261,9 +265,8 @@ class PairLoop {
     const double largest = *std::max_element(lanes, lanes + kLanes);
     const Wide shift(shift_of(largest));
     V sum(0);
-    for (int64_t k = 0; k < width; k += kLanes) {
+    for (int64_t k = 0; k < width; k += kLanes)
       sum = sum + weight(convert(halvings(load_same(logs + k), shift), kNarrow));
-    }
     const double total = sum_lanes(sum), result = log_of_sum(largest, total);
     static_cast<T*>(p_.value)[row] = T(result);
     p_.log_sums[row] = kept_log_sum(result, total);

@@ -177,6 +177,7 @@ template <class S, bool kMixed, int kKept>
 struct CategoricalKLRow {
   using A = Accumulate<S>;
   using Formula = CategoricalKL<kMixed>;
+  static constexpr int kSlots = kKept > 0 ? kKept : 1;
 
   const Categoricals& all;
   const ClassThreads<kKept> own;
@@ -196,7 +197,7 @@ struct CategoricalKLRow {
     const CategoricalKLRow& row;
     const S *logits, *prior_logits;
     TwoGroups<A> two;
-    ClassOfTwo<A> kept[kKept > 0 ? kKept : 1];  // probabilities
+    ClassOfTwo<A> kept[kSlots];  // probabilities
 
     __device__ A of_q(int64_t i) const { return widen(logits[i]); }
     __device__ A of_p(int64_t i) const { return widen(prior_logits[i]); }
@@ -248,7 +249,7 @@ struct CategoricalKLRow {
   __device__ void gradients(int64_t group, A grad) const {
     const Groups groups(*this, group);
     const TwoGroups<A>& two = groups.two;
-    A kept_q[kKept > 0 ? kKept : 1] = {}, kept_p[kKept > 0 ? kKept : 1] = {};
+    A kept_q[kSlots] = {}, kept_p[kSlots] = {};
     const auto of_q = [&](int64_t i, int own) {
       return kKept > 0 ? kept_q[own] : Formula::of_q(groups.probabilities(i, own), mixing);
     };

@@ -38,8 +38,7 @@ __device__ double log_weight_of(const Pairs& p, int64_t k) {
 // far.
 template <class T>
 __device__ T marginal_factor(double log_sum, double highest_log2, T grad) {
-  const double log = log_sum - highest_log2 / kLog2e;
-  const T digits = T(log), sum = exp(digits).exp * (1 + T(log - digits));
+  const T sum = sum_of_marginal<T>(highest_log2, log_sum);
   return sum >= T(kFarSum) ? grad / sum + T(0) : T(-0.0);
 }
 template <class T>

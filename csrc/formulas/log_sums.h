@@ -54,6 +54,11 @@ template <class V>
 FASTVAE_INLINE V halvings(V log, V total) {
   return (total - log) * V(Real<V>(kLog2e));
 }
+// 2^-q for a q that is below 0 only by its rounding.
+template <class V>
+FASTVAE_INLINE V weight_of_all(V q) {
+  return weight(at_least(V(0), q));
+}
 // e^(log - total), for a `total` that is not below.
 template <class V>
 FASTVAE_INLINE V share(V log, V total) {
@@ -62,13 +67,13 @@ FASTVAE_INLINE V share(V log, V total) {
 // The same for a total that is below only by its rounding.
 template <class V>
 FASTVAE_INLINE V share_of_all(V log, V total) {
-  return weight(at_least(V(0), halvings(log, total)));
+  return weight_of_all(halvings(log, total));
 }
 
 // The same of logarithms that have more digits than it needs.
 template <class T>
 FASTVAE_INLINE T narrow_share_of_all(double log, double total) {
-  return weight(at_least(T(0), T(halvings(log, total))));
+  return weight_of_all(T(halvings(log, total)));
 }
 
 // What the exponents are relative to. Where all are -inf 0 serves as well.

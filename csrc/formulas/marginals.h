@@ -36,6 +36,13 @@ FASTVAE_INLINE T own_factor(double log_own, double log_other) {
 FASTVAE_INLINE double log_of_marginal(double highest_log2, double sum) {
   return log_of_sum(highest_log2 / kLog2e, sum);
 }
+// And back, with what the logarithm loses by narrowing.
+template <class T>
+FASTVAE_INLINE T sum_of_marginal(double highest_log2, double log_sum) {
+  const double log = log_sum - highest_log2 / kLog2e;
+  const T digits = T(log);
+  return exp(digits).exp * (1 + T(log - digits));
+}
 FASTVAE_INLINE double far_log_density(Scale scale, double z, double mu, double s) {
   return log_density(add_square(0.0, z, mu, precision_root(scale, s)), log_constant(scale, s));
 }
