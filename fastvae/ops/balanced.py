@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from . import eager
 from .arguments import (
     TensorLike,
     check_bound,
@@ -13,6 +15,7 @@ from .arguments import (
 )
 from .bounds import Bound, Raised
 from .declare import declare
+from .elements import log_variance
 from .forms import read_gaussians
 from .gaussian import _kl
 from .op import Request
@@ -35,7 +38,22 @@ def _balanced_kl(
     return balance * to_p + (1 - balance) * to_q
 
 
-@declare(_balanced_kl)
+def _balanced_kl_eager(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor,
+    prior_logvar: Tensor,
+    *,
+    param: str,
+    balance: float,
+    event: torch.Size,
+) -> Tensor:
+    lv, prior_lv = log_variance(logvar, param), log_variance(prior_logvar, param)
+    mu, lv, prior_mu, prior_lv = torch.broadcast_tensors(mu, lv, prior_mu, prior_lv)
+    return eager.kl(mu, lv, prior_mu, prior_lv, len(event), balance)
+
+
+@declare(_balanced_kl, eager=_balanced_kl_eager)
 def balanced_kl_divergence(
     mu: TensorLike,
     logvar: TensorLike,

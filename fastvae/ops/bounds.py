@@ -99,12 +99,21 @@ class Raised:
             if self.floor == 0:
                 return a
             return math.log(self.floor) + _softplus(a - math.log(self.floor))
-        if self.param == "softplus":
-            tiny = s < (-20 if self.floor == 0 else -math.inf)  # where softplus underflows
-            log_sigma = torch.log(_softplus(torch.where(tiny, 0, s)) + self.floor)
+        if self.param == "softplus" and self.floor == 0:
+            tiny = s < -20  # where softplus underflows
+            log_sigma = torch.log(_softplus(torch.where(tiny, 0, s)))
             return torch.where(tiny, s - 0.5 * torch.exp(s.clamp(max=0)), log_sigma)
-        f = torch.sqrt(s) if self.param == "var" else torch.where(s < 0, math.nan, s)
-        return torch.log(f + self.floor)
+        return torch.log(self.sigma(s))
+
+    def sigma(self, s: Tensor) -> Tensor:
+        """sigma itself, which may underflow where there is no floor."""
+        if self.param in ("logvar", "log_std"):
+            f = torch.exp(0.5 * s if self.param == "logvar" else s)
+        elif self.param == "softplus":
+            f = _softplus(s)
+        else:
+            f = torch.sqrt(s) if self.param == "var" else torch.where(s < 0, math.nan, s)
+        return f + self.floor
 
     @property
     def numbers(self) -> Numbers:

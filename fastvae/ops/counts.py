@@ -154,12 +154,12 @@ def _negative_binomial_terms(
         log_mean = torch.where(_unused(x, mean), 0, log_mean)
     else:
         log_mean = torch.log(torch.where(_unused(x, mean), 1, mean))
-    large, few, many = eager.sizes(theta)
-    above = (x + (many - 0.5)) * torch.log1p(x / many) - x
-    gammas = torch.where(large, above, torch.lgamma(x + few))
+    large, small, few, many = eager.sizes(theta)
+    above = large * ((x + (many - 0.5)) * torch.log1p(x / many) - x)
+    gammas = small * torch.lgamma(x + few)
     powers = x * (log_mean - torch.log(few))
     decay = (x + theta) * torch.log1p(mean / theta)
-    return (gammas, powers), (torch.lgamma(x + 1), torch.lgamma(few), decay)
+    return (above, gammas, powers), (torch.lgamma(x + 1), torch.lgamma(few), decay)
 
 
 @declare(_negative_binomial, eager=_negative_binomial_eager, params=_MEANS)
@@ -237,10 +237,7 @@ def _zero_inflated_negative_binomial_eager(
     else:
         plus, minus = _negative_binomial_terms(x, mean, theta, param)
         value = reduce(torch.add, plus) - reduce(torch.add, minus)
-    empty = x == 0  # elsewhere the exponentials of logaddexp's second derivative may overflow
-    either = torch.logaddexp(zero_logits, torch.where(empty, value, 0))
-    some = torch.where(empty, either, value)
-    return event_total(some - softplus(zero_logits), event)
+    return event_total(eager.zero_inflated(x.detach(), value, zero_logits), event)
 
 
 @declare(

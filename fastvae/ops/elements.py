@@ -19,6 +19,7 @@ __all__ = [
     "event_sum",
     "event_total",
     "is_half",
+    "log_density_total",
     "log_sigma",
     "log_variance",
     "of_log_sigma",
@@ -28,7 +29,6 @@ __all__ = [
     "squared_difference",
     "standardize",
     "sum_last",
-    "weighted_total",
 ]
 
 
@@ -87,6 +87,8 @@ def event_sum(elements: Tensor, shape: torch.Size, event_ndim: int | None) -> Te
 
 def sum_last(elements: Tensor, dims: int) -> Tensor:
     """The sum over the last `dims` dimensions; what it is given where there are none."""
+    if dims == 1:
+        return elements.sum(-1)
     return elements.sum(tuple(range(-dims, 0))) if dims else elements
 
 
@@ -96,17 +98,28 @@ def sum_last(elements: Tensor, dims: int) -> Tensor:
 def event_total(elements: Tensor, event: torch.Size) -> Tensor:
     """`event_sum` over dimensions of sizes `event`, in fewer passes: what is broadcast along them
     is multiplied by how often it is there; leading dimensions are left to broadcasting."""
-    dims = min(len(event), elements.dim())
-    size = elements.shape[elements.dim() - dims :]
+    shape = elements.shape
+    dims = min(len(event), len(shape))
+    size = shape[len(shape) - dims :]
     total = sum_last(elements, dims)
     return total if size == event else total * (event.numel() / max(size.numel(), 1))
 
 
-def weighted_total(elements: Tensor, weight: Tensor, event: torch.Size) -> Tensor:
-    """`event_total` of a product."""
-    if not weight.dim():
-        return event_total(elements, event) * weight
-    return event_total(elements * weight, event)
+def log_density_total(
+    distance: Tensor,
+    weight: Tensor,
+    log_scale: Tensor,
+    share: float,
+    constant: float,
+    event: torch.Size,
+) -> Tensor:
+    """`event_total` of -share (distance weight + log_scale) - constant."""
+    if not log_scale.dim():
+        n = event.numel()
+        rest = torch.rsub(log_scale, -constant * n, alpha=share * n)
+        return torch.addcmul(rest, event_total(distance, event), weight, value=-share)
+    rest = event_total(torch.rsub(log_scale, -constant, alpha=share), event)
+    return rest.sub(event_total(distance * weight, event), alpha=share)
 
 
 def log_variance(s: Tensor, param: str) -> Tensor:

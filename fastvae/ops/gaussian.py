@@ -80,8 +80,8 @@ def _sample(mu: Tensor, logvar: Tensor, *, eps: Tensor, param: str) -> Tensor:
 
 
 def _sample_eager(mu: Tensor, logvar: Tensor, *, eps: Tensor, param: str) -> Tensor:
-    if param == "logvar" and mu.shape == logvar.shape == eps.shape:
-        return eager.sample(mu, logvar, eps)
+    if param in ("std", "sigma"):
+        return mu + (eager.not_negative(logvar) if param == "std" else logvar) * eps
     return _sample(mu, logvar, eps=eps, param=param)
 
 

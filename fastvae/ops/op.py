@@ -23,7 +23,7 @@ from fastvae import backend
 
 from . import noise
 from .arguments import common_shape
-from .bounds import from_numbers
+from .bounds import Numbers, Raised, from_numbers
 from .elements import computed_in, event_sum, is_half
 from .graph import Kernels, transformed
 from .layout import Schema
@@ -160,26 +160,28 @@ class Op(Generic[R]):
         operands, settings = self.request(*args, **kwargs)
         formula, first = self._eager, operands[0]
         assert first is not None
-        shape = first.shape
         given = (*(a if isinstance(a, Tensor) else None for a in args), *(None,) * len(operands))
-        special = ("weight", "bound", "seed")
+        special = ("weight", "seed")
         if (
             self.whole
             or is_half(first)
             or not all(a is b for a, b in zip(operands, given))  # noqa: B905
-            or any(t is not None and t.shape != shape for t in operands)
             or any(settings.get(name) is not None for name in special)
             or settings.get("sample_shape")
             or settings.get("packed_dim", -1) >= 0
             or ("event_ndim" in settings and not formula.sums)
         ):
             return None
+        shape = common_shape(operands)
+        if formula.draws and any(t is not None and t.shape != shape for t in operands):
+            return None
         others = [t for t in operands if t is None]
         if others and "scale" in settings:
             others[-1] = settings["scale"]
         values = self._values(formula, settings, shape)
-        count = len(operands) - len(others)
-        return FormulaCall(formula.function, count, (*others,), values, formula.draws)
+        count, bound = len(operands) - len(others), settings.get("bound")
+        read = None if bound is None else self._read(formula, bound, values)
+        return FormulaCall(formula.function, count, (*others,), values, formula.draws, read)
 
     def find_eager_loss(
         self, *args: Any, reduction: str = "mean", **kwargs: Any
@@ -188,7 +190,8 @@ class Op(Generic[R]):
         call = self.find_eager(*args, **kwargs)
         if call is None or reduction not in ("mean", "sum"):
             return None
-        shape, event = args[0].shape, call.values["event"]
+        shape = common_shape([a for a in args if isinstance(a, Tensor)])
+        event = call.values["event"]
         rows = shape[: len(shape) - len(event)].numel() if reduction == "mean" else 1
         return call._replace(values={**call.values, "event": shape}, divisor=-rows)
 
@@ -202,6 +205,16 @@ class Op(Generic[R]):
         if formula.sums:
             values["event"] = shape[len(shape) - settings["event_ndim"] :]
         return values
+
+    def _read(
+        self, formula: Formula, bound: Numbers, values: dict[str, Any]
+    ) -> tuple[int, Callable[[Tensor], Tensor]]:
+        """Which operand is bounded, and how; `values` learn what it is then."""
+        k, read = formula.operands.index("logvar"), from_numbers(bound)
+        if formula is self._eager and isinstance(read, Raised) and read.floor > 0:
+            values["param"] = "sigma"
+            return k, read.sigma
+        return k, read
 
     def _path(self, tensor: Tensor) -> str:
         path = backend.path(tensor)
@@ -295,11 +308,11 @@ class Op(Generic[R]):
             if not formula.sums or bound is not None:
                 scale = torch.full((), scale, dtype=like.dtype, device=like.device)
             tensors[-1] = scale
-        if bound is not None:
-            k = formula.operands.index("logvar")
-            tensors[k] = from_numbers(bound)(tensors[k])
         sample_shape = settings.get("sample_shape", ())
         values = self._values(formula, settings, shape)
+        if bound is not None:
+            k, read = self._read(formula, bound, values)
+            tensors[k] = read(tensors[k])
         if formula.draws:
             values["eps"] = normals(settings["seed"], shape, sample_shape, like)
         outputs = formula.function(*tensors, **values)

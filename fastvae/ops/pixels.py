@@ -36,10 +36,10 @@ from .elements import (
     computed_in,
     event_sum,
     event_total,
+    log_density_total,
     of_number,
     precision,
     standardize,
-    weighted_total,
 )
 from .op import Request
 
@@ -225,8 +225,7 @@ def _laplace_eager(
     if not isinstance(log_scale, Tensor):
         weight = of_number(precision, log_scale, distance.dtype)
         return -weight * event_total(distance, event) - event.numel() * (log_scale + math.log(2))
-    total = weighted_total(distance, precision(log_scale), event)
-    return -(total + event_total(log_scale, event) + event.numel() * math.log(2))
+    return log_density_total(distance, precision(log_scale), log_scale, 1, math.log(2), event)
 
 
 @declare(_laplace, eager=_laplace_eager)

@@ -20,13 +20,13 @@ from .bounds import Bound, Raised
 from .declare import declare, loss_of
 from .elements import (
     event_total,
+    log_density_total,
     log_sigma,
     log_variance,
     of_number,
     precision,
     squared_difference,
     standardize,
-    weighted_total,
 )
 from .forms import scale_form
 from .op import Request
@@ -53,8 +53,8 @@ def _log_prob_eager(
     lv = log_variance(logvar, param)
     if x.shape == mean.shape == lv.shape:
         return eager.gaussian_log_prob(x, mean, lv, len(event))
-    energy = weighted_total(squared_difference(x, mean), precision(lv), event)
-    return -0.5 * (energy + event_total(lv, event) + event.numel() * constant)
+    squares = squared_difference(x, mean)
+    return log_density_total(squares, precision(lv), lv, 0.5, 0.5 * constant, event)
 
 
 @declare(_log_prob, eager=_log_prob_eager)

@@ -31,6 +31,7 @@ class FormulaCall(NamedTuple):
     Attributes:
         function: takes the first `tensors` arguments of a call, `others` and `values`.
         draws: it takes standard normals of the tensors' shape too, as `eps`.
+        read: which of the tensors it takes in another form, and how that is made.
         divisor: of a loss, which is the sum of the values divided by that; else None.
     """
 
@@ -39,14 +40,8 @@ class FormulaCall(NamedTuple):
     others: tuple[float | None, ...]
     values: dict[str, Any]
     draws: bool
+    read: tuple[int, Callable[[Tensor], Tensor]] | None = None
     divisor: float | None = None
-
-    def __call__(self, args: tuple[Any, ...]) -> Any:
-        values = self.values
-        if self.draws:
-            values = {**values, "eps": torch.randn_like(args[0])}
-        result = self.function(*args[: self.tensors], *self.others, **values)
-        return result if self.divisor is None else result / self.divisor
 
 
 class Remembered:
@@ -81,12 +76,19 @@ class Remembered:
             key += [name, value, type(value)]  # 1, 1.0 and True are equal
         if not count or backend.path(args[0]) != "eager" or transformed():
             return NotImplemented
-        return self._call((*key,), args, kwargs)
-
-    def _call(self, key: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if key not in self._known:
+        known = (*key,)
+        if known not in self._known:
             if len(self._known) >= _MOST:
                 self._known.clear()
-            self._known[key] = self._find(*args, **kwargs)
-        call = self._known[key]
-        return NotImplemented if call is None else call(args)
+            self._known[known] = self._find(*args, **kwargs)
+        call = self._known[known]
+        if call is None:
+            return NotImplemented
+        values, tensors = call.values, args[: call.tensors]
+        if call.draws:
+            values = {**values, "eps": torch.randn_like(args[0])}
+        if call.read is not None:
+            k, read = call.read
+            tensors = (*tensors[:k], read(tensors[k]), *tensors[k + 1 :])
+        result = call.function(*tensors, *call.others, **values)
+        return result if call.divisor is None else result / call.divisor
