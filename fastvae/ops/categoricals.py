@@ -11,13 +11,16 @@ float32, and values are nats.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from . import eager
 from .arguments import event_dims, tensor_arguments
 from .declare import declare
+from .elements import sum_last
 from .noise import Generators, make_seed
 from .op import Request
 
@@ -130,14 +133,37 @@ def _balanced_kl(
     event_ndim: int,
 ) -> Tensor:
     """max(alpha KL(stopped q || p) + (1 - alpha) KL(q || stopped p), free nats)"""
+    kl = _balanced_groups(logits, prior_logits, balance, uniform_mix)
+    return _at_least(free_nats, sum_last(kl, event_ndim))
+
+
+def _balanced_groups(
+    logits: Tensor, prior_logits: Tensor, balance: float, uniform_mix: float
+) -> Tensor:
     to_p = _kl(logits.detach(), prior_logits, uniform_mix)
     to_q = _kl(logits, prior_logits.detach(), uniform_mix)
-    kl = balance * to_p + (1 - balance) * to_q
-    kl = kl.sum(tuple(range(-event_ndim, 0))) if event_ndim else kl
+    return balance * to_p + (1 - balance) * to_q
+
+
+def _at_least(free_nats: float, kl: Tensor) -> Tensor:
     return kl.clamp(min=free_nats) if free_nats > 0 else kl
 
 
-@declare(_balanced_kl, whole=True)
+def _balanced_kl_eager(
+    logits: Tensor,
+    prior_logits: Tensor,
+    *,
+    balance: float,
+    uniform_mix: float,
+    free_nats: float,
+    event_ndim: int,
+) -> Tensor:
+    define = partial(_balanced_groups, balance=balance, uniform_mix=uniform_mix)
+    kl = eager.balanced_categorical_kl(define, logits, prior_logits, balance, uniform_mix)
+    return _at_least(free_nats, sum_last(kl, event_ndim))
+
+
+@declare(_balanced_kl, eager=_balanced_kl_eager, whole=True)
 def balanced_categorical_kl_divergence(
     logits: Tensor,
     prior_logits: Tensor,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from . import eager
 from .arguments import tensor_arguments
 from .declare import declare, loss_of
 from .elements import event_sum
@@ -42,7 +43,13 @@ def _multinomial(x: Tensor, logits: Tensor) -> Tensor:
     return (x * torch.where((x == 0) & (log_p == -math.inf), 0, log_p)).sum(-1)
 
 
-@declare(_multinomial, whole=True)
+def _multinomial_eager(x: Tensor, logits: Tensor) -> Tensor:
+    if x.requires_grad:
+        return _multinomial(x, logits)
+    return eager.multinomial(_multinomial, x, logits)
+
+
+@declare(_multinomial, eager=_multinomial_eager, whole=True)
 def multinomial_log_prob(x: Tensor, logits: Tensor) -> Request:
     """sum_i x_i ln softmax(logits)_i: of counts, or of soft targets.
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import TensorLike, check_bound, check_param, event_dims, tensor_arguments
+from .arguments import PARAMS, TensorLike, check_bound, check_param, event_dims, tensor_arguments
 from .bounds import Bound, Raised
 from .declare import declare
-from .elements import computed_in
+from .elements import computed_in, log_variance, precision
 from .forms import scale_form
 from .op import OPS, Request
 from .reals import _log_prob
@@ -95,7 +95,24 @@ def _pairwise(z: Tensor, mu: Tensor, logvar: Tensor, *, param: str) -> Tensor:
     return _elements(z, mu, logvar, param).sum(-1)
 
 
-@declare(_pairwise, whole=True)
+def _pairwise_eager(z: Tensor, mu: Tensor, logvar: Tensor, *, param: str) -> Tensor:
+    w, normalizer = _standardized(z, mu, logvar, param)
+    return torch.sub(normalizer.sum(-1), torch.linalg.vecdot(w, w), alpha=0.5)
+
+
+def _elements_eager(z: Tensor, mu: Tensor, logvar: Tensor, param: str) -> Tensor:
+    w, normalizer = _standardized(z, mu, logvar, param)
+    return torch.addcmul(normalizer, w, w, value=-0.5)
+
+
+def _standardized(z: Tensor, mu: Tensor, logvar: Tensor, param: str) -> tuple[Tensor, Tensor]:
+    """(z - mu) / sigma, and -ln sigma - 1/2 ln 2 pi, of which no tensor of pairs is made."""
+    lv = log_variance(logvar, param)
+    normalizer = torch.rsub(lv, -0.5 * math.log(2 * math.pi), alpha=0.5)
+    return (z.unsqueeze(-2) - mu) * precision(0.5 * lv), normalizer
+
+
+@declare(_pairwise, eager=_pairwise_eager, whole=True)
 def pairwise_log_prob(
     z: Tensor,
     mu: TensorLike,
@@ -142,16 +159,42 @@ def _mixture(
     """ln sum_k w_k N(z; mu_k, sigma_k^2), or that of each dimension by itself, summed"""
     pairs = _elements(z, mu, logvar, param)
     pairs = pairs if marginals else pairs.sum(-1, keepdim=True)
-    weights = torch.full((len(mu),), log_other, dtype=pairs.dtype, device=pairs.device)
+    return _log_mean(pairs, log_weights, log_own, log_other)
+
+
+def _mixture_eager(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_weights: Tensor | None,
+    *,
+    param: str,
+    marginals: bool,
+    log_own: float,
+    log_other: float,
+) -> Tensor:
+    if not marginals:
+        pairs = _pairwise_eager(z, mu, logvar, param=param).unsqueeze(-1)
+        return _log_mean(pairs, log_weights, log_own, log_other)
+    pairs = _elements_eager(z, mu, logvar, param)
+    return _log_mean(pairs, log_weights, log_own, log_other)
+
+
+def _log_mean(
+    pairs: Tensor, log_weights: Tensor | None, log_own: float, log_other: float
+) -> Tensor:
+    """Over the components, of pairs [..., K, D or 1], summed over the rest."""
+    rows, components = pairs.shape[0], pairs.shape[-2]
+    weights = torch.full((components,), log_other, dtype=pairs.dtype, device=pairs.device)
     weights = weights if log_weights is None else weights + log_weights
     if log_own != log_other:
         weights = weights + (log_own - log_other) * torch.eye(
-            len(z), len(mu), dtype=pairs.dtype, device=pairs.device
+            rows, components, dtype=pairs.dtype, device=pairs.device
         )
     return torch.logsumexp(pairs + weights.unsqueeze(-1), -2).sum(-1)
 
 
-@declare(_mixture, whole=True)
+@declare(_mixture, eager=_mixture_eager, whole=True)
 def mixture_log_prob(
     z: Tensor,
     mu: TensorLike,
@@ -251,7 +294,12 @@ def aggregate_log_prob(
     else:
         log_own = -math.log(size)
         log_other = log_own + math.log((size - 1) / (batch - 1)) if batch > 1 else log_own
-    run = OPS["mixture_log_prob"].run
+    mixture = OPS["mixture_log_prob"]
+    if mixture.path(rows) == "eager":  # whose tensor of all pairs serves both
+        assert operands[2] is not None
+        pairs = _elements_eager(rows, components, operands[2], PARAMS[settings["param"]])
+        joint = _log_mean(pairs.sum(-1, keepdim=True), None, log_own, log_other)
+        return joint, _log_mean(pairs, None, log_own, log_other)
     operands = [*operands, None]
-    joint = run(operands, settings | _weights(log_own, log_other))
-    return joint, run(operands, settings | _weights(log_own, log_other, marginals=True))
+    joint = mixture.run(operands, settings | _weights(log_own, log_other))
+    return joint, mixture.run(operands, settings | _weights(log_own, log_other, marginals=True))

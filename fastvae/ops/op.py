@@ -21,7 +21,7 @@ from torch.compiler import is_compiling
 
 from fastvae import backend
 
-from . import noise
+from . import eager, noise
 from .arguments import common_shape
 from .bounds import Numbers, Raised, from_numbers
 from .elements import computed_in, event_sum, is_half
@@ -77,6 +77,18 @@ def _unpacked(operands: Sequence[Tensor | None], settings: dict[str, Any]) -> li
     return halves + [None] * (len(operands) - len(halves))
 
 
+def _once(normals: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same noise at every call."""
+    drawn: list[Tensor] = []
+
+    def draw(*arguments: Any) -> Tensor:
+        if not drawn:
+            drawn.append(normals(*arguments))
+        return drawn[0]
+
+    return draw
+
+
 class Op(Generic[R]):
     """See `declare`.
 
@@ -126,7 +138,7 @@ class Op(Generic[R]):
         """One call, by whatever computes it best."""
         first = operands[0]
         assert first is not None
-        path = self._path(first)
+        path = self.path(first)
         if path == "eager":
             return self.eager(operands, settings)
         by_compiler = path == "compiled" and not (is_compiling() or transformed())
@@ -144,7 +156,7 @@ class Op(Generic[R]):
         pass; None where that cannot be."""
         first = operands[0]
         assert first is not None
-        path = self._path(first)
+        path = self.path(first)
         if self._kernels is not None and path == "native":
             return self._kernels.run_loss(operands, settings, reduction)
         if path != "eager" or self.whole:
@@ -216,7 +228,8 @@ class Op(Generic[R]):
             return k, read.sigma
         return k, read
 
-    def _path(self, tensor: Tensor) -> str:
+    def path(self, tensor: Tensor) -> str:
+        """What computes with a tensor of this device now, one of `backend.CHOICES`."""
         path = backend.path(tensor)
         return "eager" if path == "native" and self._kernels is None else path
 
@@ -257,28 +270,30 @@ class Op(Generic[R]):
         settings: dict[str, Any],
     ) -> R:
         """The sum of the elements' values, each times its weight. What weighs 0 is left out: it is
-        computed for 1, a place where every op and its gradients are finite."""
+        computed for 1, a place where every op and its gradients are finite, or what comes out is
+        dropped."""
         weight, elements = settings["weight"], {**settings, "weight": None, "event_ndim": 0}
-        if formula.draws and settings["seed"] is None:  # one for all
-            first: Any = operands[0]
-            elements["seed"] = noise.draw(first.device)
-        counts = weight != 0
-        tensors = _unpacked(operands, elements)
+        tensors, normals = _unpacked(operands, elements), _once(normals)
         elements["packed_dim"] = -1
-        some = [None if t is None else torch.where(counts, t, 1) for t in tensors]
+        if formula is self._eager:
+            counts, some = eager.counting(weight, tensors, common_shape(tensors))
+            multiply = functools.partial(eager.weighted, weight, counts)
+        else:
+            some = [None if t is None else torch.where(weight != 0, t, 1) for t in tensors]
+            multiply = weight.mul
         outputs: Any = self._evaluate(formula, normals, some, elements)
         several = isinstance(outputs, tuple)
-        value = outputs[-1] if several else outputs
-        value = event_sum(value * weight, value.shape, settings["event_ndim"])
+        product = multiply(outputs[-1] if several else outputs)
+        total = event_sum(product, product.shape, settings["event_ndim"])
         if not several:
-            return value  # type: ignore[return-value]
+            return total  # type: ignore[return-value]
         # z is drawn everywhere, but where nothing counts only what is finite gets a gradient.
         alive = [
-            None if t is None else torch.where(counts | t.isfinite(), t, t.detach())
+            None if t is None else torch.where((weight != 0) | t.isfinite(), t, t.detach())
             for t in tensors
         ]
         drawn: Any = self._evaluate(formula, normals, alive, elements)
-        return drawn[0], value  # type: ignore[return-value]
+        return drawn[0], total  # type: ignore[return-value]
 
     def _evaluate(
         self,

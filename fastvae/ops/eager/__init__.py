@@ -9,19 +9,25 @@ vectorized. So cases are told apart by factors of 0 and 1: comparisons written a
 `hardshrink`.
 """
 
+from .categoricals import balanced_categorical_kl, multinomial
 from .counts import negative_binomial, poisson, sizes, zero_inflated
 from .gaussian import gaussian_log_prob, kl, not_negative, sample_and_kl, standard_kl
 from .pixels import discretized_logistic
+from .weights import counting, weighted
 
 __all__ = [
+    "balanced_categorical_kl",
+    "counting",
     "discretized_logistic",
     "gaussian_log_prob",
     "kl",
+    "multinomial",
     "negative_binomial",
     "not_negative",
     "poisson",
     "sample_and_kl",
     "sizes",
     "standard_kl",
+    "weighted",
     "zero_inflated",
 ]

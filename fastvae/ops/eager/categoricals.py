@@ -1,0 +1,109 @@
+"""Log-probabilities and KL divergences of categorical distributions over the last dimension.
+
+A backward pass that is itself recorded goes through the definition, which every function is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..graph import recorded, recording
+
+__all__ = ["balanced_categorical_kl", "multinomial"]
+
+
+def multinomial(define: Callable[..., Tensor], x: Tensor, logits: Tensor) -> Tensor:
+    """sum_i x_i ln softmax(logits)_i; x has no gradient."""
+    return _Multinomial.apply(define, x, logits)
+
+
+def balanced_categorical_kl(
+    define: Callable[..., Tensor],
+    logits: Tensor,
+    prior_logits: Tensor,
+    balance: float,
+    uniform_mix: float,
+) -> Tensor:
+    """KL(q || p) of each group, with `balance` of its gradient for the prior."""
+    return _BalancedKL.apply(define, logits, prior_logits, balance, uniform_mix)
+
+
+class _Multinomial(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, define: Callable[..., Tensor], x: Tensor, logits: Tensor) -> Tensor:
+        ctx.define, log_p = define, torch.log_softmax(logits, -1)
+        ctx.save_for_backward(x, logits, log_p)
+        # 0 times the logarithm of 0 is 0; whatever else that multiplies is far beyond -1e30.
+        value = torch.linalg.vecdot(x, log_p.clamp(min=torch.finfo(log_p.dtype).min))
+        return value.masked_fill_(value < -1e30, -math.inf)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, logits, log_p = ctx.saved_tensors
+        if recording():
+            return None, *recorded(ctx.define, (x, logits), ctx.needs_input_grad[1:], [grad])
+        total = x.sum(-1, keepdim=True)
+        return None, None, (x - log_p.exp() * total) * grad.unsqueeze(-1)
+
+
+class _BalancedKL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        define: Callable[..., Tensor],
+        logits: Tensor,
+        prior_logits: Tensor,
+        balance: float,
+        uniform_mix: float,
+    ) -> Tensor:
+        ctx.define, ctx.balance, ctx.scale = define, balance, 1 - uniform_mix
+        (s, q, log_q), (s_p, p, log_p) = (
+            _distribution(t, uniform_mix) for t in (logits, prior_logits)
+        )
+        # A class that neither has is none, one that q never has is worth p.
+        log_ratio = torch.nan_to_num_(log_p - log_q, nan=0.0, neginf=-math.inf)
+        ctx.save_for_backward(logits, prior_logits, s, s_p, q, p, log_ratio)
+        # q (p / q - 1 - ln(p / q)), which keeps its digits where q and p are near.
+        far = torch.gt(log_ratio, 1, out=torch.empty_like(log_ratio))
+        near = log_ratio.clamp(max=1)
+        terms = torch.expm1(near).sub_(near).mul_(q).mul_(1 - far)
+        terms.addcmul_(log_ratio.clamp(min=1).add_(1).mul_(q).neg_().add_(p), far)
+        return terms.sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, prior_logits, s, s_p, q, p, log_ratio = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if recording():
+            found = recorded(ctx.define, (logits, prior_logits), needs[1:3], [grad])
+            return None, *found, None, None
+        grad = grad.unsqueeze(-1) * ctx.scale
+        by_logits = by_prior = None
+        if needs[1]:
+            by_logits = _through_softmax(s, log_ratio, grad * (ctx.balance - 1))
+        if needs[2]:
+            ratio = q / p.clamp(min=torch.finfo(p.dtype).tiny)
+            by_prior = _through_softmax(s_p, ratio, grad * -ctx.balance)
+        return None, by_logits, by_prior, None, None
+
+
+def _distribution(logits: Tensor, uniform_mix: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The softmax; what it is with the uniform part, and that one's logarithm."""
+    if uniform_mix == 0:
+        log_p = torch.log_softmax(logits, -1)
+        p = log_p.exp()
+        return p, p, log_p
+    s = torch.softmax(logits, -1)
+    p = s * (1 - uniform_mix) + uniform_mix / logits.shape[-1]
+    return s, p, p.log()
+
+
+def _through_softmax(s: Tensor, slope: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of logits, from that of their softmax."""
+    mean = torch.linalg.vecdot(s, slope).unsqueeze(-1)
+    return (slope - mean) * s * grad
