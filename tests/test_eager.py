@@ -270,6 +270,28 @@ def test_what_is_special_is_not_taken_for_what_came_before() -> None:
     assert not torch.equal(z[1], z[2])
 
 
+@pytest.mark.parametrize("shapes", [((), (3, 1), (5,)), ((5,), (3, 1), (2, 1, 1))], ids=str)
+def test_what_broadcasts_is_remembered_too(shapes: tuple[tuple[int, ...], ...]) -> None:
+    calls: list[tuple[str, dict[str, object], int]] = [
+        ("gaussian_log_prob", {"param": "log_std"}, 3),
+        ("gaussian_log_prob", {"param": "softplus", "min_std": 0.1}, 3),
+        ("laplace_log_prob", {}, 3),
+        ("bernoulli_log_prob", {}, 2),
+        ("continuous_bernoulli_log_prob", {}, 2),
+        ("poisson_log_prob", {}, 2),
+        ("negative_binomial_log_prob", {}, 3),
+        ("kl_divergence", {}, 2),
+        ("kl_divergence", {"min_std": 0.2}, 2),
+    ]
+    for name, options, count in calls:
+        op = DECLARED[name]
+        for ndim in range(len(shapes[0]) + 1):
+            tensors = [torch.rand(shape) + 0.5 for shape in shapes[:count]]
+            options = {**options, "event_ndim": ndim}
+            found = Remembered(op.find_eager)((*tensors,), options)
+            assert_close(found, getattr(reference, name)(*tensors, **options))
+
+
 def test_only_so_many_are_remembered() -> None:
     remembered = Remembered(DECLARED["gaussian_log_prob"].find_eager)
     x = torch.rand(2, 3)

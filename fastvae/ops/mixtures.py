@@ -159,7 +159,7 @@ def _mixture(
     """ln sum_k w_k N(z; mu_k, sigma_k^2), or that of each dimension by itself, summed"""
     pairs = _elements(z, mu, logvar, param)
     pairs = pairs if marginals else pairs.sum(-1, keepdim=True)
-    return _log_mean(pairs, log_weights, log_own, log_other)
+    return _mixed(pairs, log_weights, log_own, log_other)
 
 
 def _mixture_eager(
@@ -175,14 +175,12 @@ def _mixture_eager(
 ) -> Tensor:
     if not marginals:
         pairs = _pairwise_eager(z, mu, logvar, param=param).unsqueeze(-1)
-        return _log_mean(pairs, log_weights, log_own, log_other)
+        return _mixed(pairs, log_weights, log_own, log_other)
     pairs = _elements_eager(z, mu, logvar, param)
-    return _log_mean(pairs, log_weights, log_own, log_other)
+    return _mixed(pairs, log_weights, log_own, log_other)
 
 
-def _log_mean(
-    pairs: Tensor, log_weights: Tensor | None, log_own: float, log_other: float
-) -> Tensor:
+def _mixed(pairs: Tensor, log_weights: Tensor | None, log_own: float, log_other: float) -> Tensor:
     """Over the components, of pairs [..., K, D or 1], summed over the rest."""
     rows, components = pairs.shape[0], pairs.shape[-2]
     weights = torch.full((components,), log_other, dtype=pairs.dtype, device=pairs.device)
@@ -298,8 +296,8 @@ def aggregate_log_prob(
     if mixture.path(rows) == "eager":  # whose tensor of all pairs serves both
         assert operands[2] is not None
         pairs = _elements_eager(rows, components, operands[2], PARAMS[settings["param"]])
-        joint = _log_mean(pairs.sum(-1, keepdim=True), None, log_own, log_other)
-        return joint, _log_mean(pairs, None, log_own, log_other)
+        joint = _mixed(pairs.sum(-1, keepdim=True), None, log_own, log_other)
+        return joint, _mixed(pairs, None, log_own, log_other)
     operands = [*operands, None]
     joint = mixture.run(operands, settings | _weights(log_own, log_other))
     return joint, mixture.run(operands, settings | _weights(log_own, log_other, marginals=True))

@@ -59,7 +59,7 @@ class _NegativeBinomial(torch.autograd.Function):
         ctx.save_for_backward(x, mean, theta, growth, decay, *size)
         above = (x + (many - 0.5)).mul_(growth).sub_(x)
         value = (x + few).lgamma_().sub_(torch.lgamma(few)).mul_(small).addcmul_(above, large)
-        value = torch.addcmul(value, x, _log_mean(x, mean).sub_(torch.log(few)))
+        value = torch.addcmul(value, x, _log_mean(x, mean) - torch.log(few))
         return value.addcmul_(x + theta, decay, value=-1).sub_((x + 1).lgamma_())
 
     @staticmethod
