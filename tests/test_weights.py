@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import assert_accurate, exact, gradients, same_bits
+from accuracy import assert_accurate, error, exact, gradients, same_bits
 from cases import (
     DTYPES,
     LAYOUT_DTYPES,
@@ -237,12 +237,18 @@ def test_packed_gaussians(dtype: torch.dtype, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_op
-def test_other_backends(op: Op, backend: Any) -> None:
-    tensors = op.inputs(SHAPE)
+def test_other_backends(op: Op, dtype: torch.dtype, backend: Any) -> None:
+    tensors = op.inputs(SHAPE, dtype)
     with fastvae.use_backend(backend):
         found = op(fastvae, tensors)[-1]
+        grads, upstream = gradients(op, tensors)
     torch.testing.assert_close(found, op(fastvae, tensors)[-1], rtol=1e-5, atol=2e-5)
+    right = exact(op, tensors, upstream=upstream)
+    for grad, value, size in zip(grads, right.values, right.magnitudes, strict=True):
+        rounding = torch.finfo(dtype).eps if dtype.itemsize == 2 else 0
+        assert error(grad, value, size) <= 2e-5 + rounding
 
 
 def test_compiled_in_one_graph() -> None:

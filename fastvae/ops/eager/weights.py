@@ -70,4 +70,4 @@ def _kept(t: Tensor, counts: Tensor) -> Tensor:
     """What is there where something counts, else 0."""
     if recording():
         return torch.where(counts != 0, t, 0)
-    return (t.view(counts.dtype) & counts).view(t.dtype)
+    return (t.view(_BITS[t.itemsize]) & counts).view(t.dtype)
