@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,6 +59,7 @@ from .elements import (
     precision,
     sigma,
     standardize,
+    sum_last,
 )
 from .forms import read_gaussians, scale_form
 from .noise import Generators, make_seed
@@ -165,10 +167,15 @@ def _kl_eager(
         return eager.standard_kl(mu, lv, len(event))
     prior_lv = log_variance(prior_logvar, param)
     if mu.shape == lv.shape == prior_mu.shape == prior_lv.shape:
-        return eager.kl(mu, lv, prior_mu, prior_lv, len(event))
+        define = partial(_kl_total, dims=len(event))
+        return eager.kl(define, mu, lv, prior_mu, prior_lv, len(event))
     # To N(0, I) of the latents in units of p's scale.
     w = (mu - prior_mu) * precision(log_sigma(prior_logvar, param))
     return eager.standard_kl(w, lv - prior_lv, len(event))
+
+
+def _kl_total(*qp: Tensor, dims: int) -> Tensor:
+    return sum_last(_kl(*qp, param="logvar"), dims)
 
 
 @declare(_kl, eager=_kl_eager)

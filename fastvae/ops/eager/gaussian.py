@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from ..elements import precision, sum_last
+from ..graph import recorded, recording
 
 __all__ = ["gaussian_log_prob", "kl", "not_negative", "sample_and_kl", "standard_kl"]
 
@@ -23,6 +25,7 @@ def standard_kl(mu: Tensor, logvar: Tensor, dims: int) -> Tensor:
 
 
 def kl(
+    define: Callable[..., Tensor],
     mu: Tensor,
     logvar: Tensor,
     prior_mu: Tensor,
@@ -31,8 +34,9 @@ def kl(
     balance: float | None = None,
 ) -> Tensor:
     """1/2 (w^2 + e^d - 1 - d), d = logvar - prior_logvar, w = (mu - prior_mu) / sigma_p, of tensors
-    of one shape; as exact. With a `balance`, that is the prior's share of the gradient."""
-    return _KL.apply(mu, logvar, prior_mu, prior_logvar, dims, balance)
+    of one shape; as exact. With a `balance`, that is the prior's share of the gradient. A backward
+    pass that is itself recorded goes through the definition."""
+    return _KL.apply(define, mu, logvar, prior_mu, prior_logvar, dims, balance)
 
 
 def sample_and_kl(mu: Tensor, logvar: Tensor, eps: Tensor, dims: int) -> tuple[Tensor, Tensor]:
@@ -68,26 +72,26 @@ class _StandardKL(torch.autograd.Function):
 class _KL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *qp, dims, ctx.balance = arguments
+        ctx.define, *qp, dims, ctx.balance = arguments
         difference, inverse, w = _to_prior(*qp)
         tail = _exp_tail(difference)
-        ctx.save_for_backward(*qp, difference, inverse, w, tail)
+        ctx.save_for_backward(*qp, inverse, w, tail + difference)
         return _kl(w, tail, dims)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *qp, difference, inverse, w, tail = ctx.saved_tensors
-        grad = _of_elements(grad, w)
-        if torch.is_grad_enabled():
-            return *_recorded_gradients(qp, grad, ctx.balance), None, None
-        needs = ctx.needs_input_grad
-        to_q, to_p = _shares(ctx.balance)
+        *qp, inverse, w, growth = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1:5]
+        if recording():
+            return None, *recorded(ctx.define, qp, needs, [grad]), None, None
+        grad, (to_q, to_p) = _of_elements(grad, w), _shares(ctx.balance)
         by_mu = w * inverse * grad
-        by_logvar = _growth(difference, tail) * (0.5 * grad)
+        by_logvar = growth * (0.5 * grad)
         by_prior_logvar = None
         if needs[3]:
             by_prior_logvar = (w * w * (-0.5 * to_p * grad)).sub(by_logvar, alpha=to_p)
         return (
+            None,
             _times(by_mu, to_q) if needs[0] else None,
             _times(by_logvar, to_q) if needs[1] else None,
             by_mu * -to_p if needs[2] else None,
@@ -95,20 +99,6 @@ class _KL(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _recorded_gradients(qp: list[Tensor], grad: Tensor, balance: float | None) -> list[Tensor]:
-    """Those which can be differentiated: with a balance, each Gaussian's as if the other were
-    constant."""
-    gradients: list[Tensor] = []
-    for half, share in enumerate(_shares(balance)):
-        stopped = [t if balance is None or i // 2 == half else t.detach() for i, t in enumerate(qp)]
-        difference, inverse, w = _to_prior(*stopped)
-        by_mu, by_logvar = grad * w * inverse, 0.5 * grad * torch.expm1(difference)
-        if half == 1:
-            by_mu, by_logvar = -by_mu, -by_logvar - 0.5 * grad * w * w
-        gradients += [share * by_mu, share * by_logvar]
-    return gradients
 
 
 def _shares(balance: float | None) -> tuple[float, float]:
