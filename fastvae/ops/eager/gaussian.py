@@ -73,8 +73,9 @@ class _KL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         ctx.define, *qp, dims, ctx.balance = arguments
-        difference, inverse, w = _to_prior(*qp)
-        tail = _exp_tail(difference)
+        mu, logvar, prior_mu, prior_logvar = qp
+        inverse, difference = precision(0.5 * prior_logvar), logvar - prior_logvar
+        w, tail = (mu - prior_mu).mul_(inverse), _exp_tail(difference)
         ctx.save_for_backward(*qp, inverse, w, tail + difference)
         return _kl(w, tail, dims)
 
@@ -108,14 +109,6 @@ def _shares(balance: float | None) -> tuple[float, float]:
 
 def _times(t: Tensor, share: float) -> Tensor:
     return t if share == 1 else t * share
-
-
-def _to_prior(
-    mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q in units of p: d, 1 / sigma_p, w."""
-    inverse = precision(0.5 * prior_logvar)
-    return logvar - prior_logvar, inverse, (mu - prior_mu) * inverse
 
 
 class _SampleAndKL(torch.autograd.Function):
