@@ -44,9 +44,7 @@ def _multinomial(x: Tensor, logits: Tensor) -> Tensor:
 
 
 def _multinomial_eager(x: Tensor, logits: Tensor) -> Tensor:
-    if x.requires_grad:
-        return _multinomial(x, logits)
-    return eager.multinomial(_multinomial, x, logits)
+    return _multinomial(x, logits) if x.requires_grad else eager.multinomial(x, logits)
 
 
 @declare(_multinomial, eager=_multinomial_eager, whole=True)

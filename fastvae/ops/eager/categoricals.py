@@ -1,7 +1,4 @@
-"""Log-probabilities and KL divergences of categorical distributions over the last dimension.
-
-A backward pass that is itself recorded goes through the definition, which every function is given.
-"""
+"""Log-probabilities and KL divergences of categorical distributions over the last dimension."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from ..graph import recorded, recording
 __all__ = ["balanced_categorical_kl", "multinomial"]
 
 
-def multinomial(define: Callable[..., Tensor], x: Tensor, logits: Tensor) -> Tensor:
+def multinomial(x: Tensor, logits: Tensor) -> Tensor:
     """sum_i x_i ln softmax(logits)_i; x has no gradient."""
-    return _Multinomial.apply(define, x, logits)
+    return _Product.apply(x, torch.log_softmax(logits, -1))
 
 
 def balanced_categorical_kl(
@@ -29,26 +26,23 @@ def balanced_categorical_kl(
     balance: float,
     uniform_mix: float,
 ) -> Tensor:
-    """KL(q || p) of each group, with `balance` of its gradient for the prior."""
+    """KL(q || p) of each group, with `balance` of its gradient for the prior. A backward pass that
+    is itself recorded goes through the definition."""
     return _BalancedKL.apply(define, logits, prior_logits, balance, uniform_mix)
 
 
-class _Multinomial(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, define: Callable[..., Tensor], x: Tensor, logits: Tensor) -> Tensor:
-        ctx.define, log_p = define, torch.log_softmax(logits, -1)
-        ctx.save_for_backward(x, logits, log_p)
+    def forward(ctx: Any, x: Tensor, log_p: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
         # 0 times the logarithm of 0 is 0; whatever else that multiplies is far beyond -1e30.
         value = torch.linalg.vecdot(x, log_p.clamp(min=torch.finfo(log_p.dtype).min))
         return value.masked_fill_(value < -1e30, -math.inf)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, logits, log_p = ctx.saved_tensors
-        if recording():
-            return None, *recorded(ctx.define, (x, logits), ctx.needs_input_grad[1:], [grad])
-        total = x.sum(-1, keepdim=True)
-        return None, None, (x - log_p.exp() * total) * grad.unsqueeze(-1)
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (x,) = ctx.saved_tensors
+        return None, grad.unsqueeze(-1) * x
 
 
 class _BalancedKL(torch.autograd.Function):
