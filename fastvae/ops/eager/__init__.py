@@ -1,8 +1,9 @@
 """What eager formulas are made of, as nodes of autograd's graph, in plain PyTorch.
 
 For ordinary tensors. Autograd by itself would make a node of every operation, in more passes over
-memory, and would find the derivative of e^t - 1 - t by subtraction. What a backward pass that is
-itself recorded needs of the intermediate results is computed once more.
+memory, and would find the derivative of e^t - 1 - t by subtraction. A backward pass that is itself
+recorded computes what it needs of the intermediate results once more, or goes through the op's
+definition.
 
 On a CPU `torch.where` takes twice as long as a logarithm: what reads or writes `bool` is not
 vectorized. So cases are told apart by factors of 0 and 1: comparisons written as numbers, `clamp`,

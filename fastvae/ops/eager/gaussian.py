@@ -155,9 +155,9 @@ class _GaussianLogProb(torch.autograd.Function):
         return -by_mean if ctx.needs_input_grad[0] else None, by_mean, by_logvar, None
 
 
-# The series' next term, below this, and the rounding of e^t - 1, above it, are less than 1e-5 of
-# e^t - 1 - t in float32.
 def _near(t: Tensor) -> float:
+    """The series' next term, below this, and the rounding of e^t - 1, above it, are less than 1e-5
+    of e^t - 1 - t in float32."""
     return (12 * torch.finfo(t.dtype).eps) ** (1 / 3)
 
 
