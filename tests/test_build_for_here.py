@@ -88,8 +88,8 @@ def run_step(*command: str, every: str = "5.0") -> subprocess.CompletedProcess[s
     code = f"""
 import runpy, sys
 step = runpy.run_path({str(ROOT / "tools" / "step.py")!r})
-step["main"].__globals__["EVERY"] = {every}
-sys.exit(step["main"]("kernels", *sys.argv[1:]))
+step["run"].__globals__["EVERY"] = {every}
+sys.exit(step["run"]("kernels", *sys.argv[1:])[0])
 """
     return subprocess.run(
         [sys.executable, "-c", code, *command], capture_output=True, text=True, env=CLEAN

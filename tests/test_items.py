@@ -68,7 +68,8 @@ def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
     once_rounded = 0.51 * torch.finfo(dtype).eps
     for narrow, right in zip(grads, wide_grads, strict=True):
         assert narrow.dtype == dtype
-        torch.testing.assert_close(narrow.float(), right, rtol=once_rounded, atol=2**-25)
+        # Where x and what is expected of it nearly cancel, the rest is float32's rounding of them.
+        torch.testing.assert_close(narrow.float(), right, rtol=once_rounded, atol=2**-21)
     value = chosen_log_prob(chosen, logits)
     torch.testing.assert_close(value, chosen_log_prob(chosen, logits.float()), rtol=1e-6, atol=0)
 
