@@ -201,6 +201,15 @@ def test_noise_is_that_of_pytorch(dtype: torch.dtype) -> None:
         assert_close(slope, (sigma * eps / 2).sum(0).to(dtype))
 
 
+def test_noise_beside_weights_is_that_of_pytorch() -> None:
+    mu, logvar, weight = torch.randn(3, 4, 6).unbind()
+    torch.manual_seed(3)
+    eps = torch.randn(4, 6)
+    torch.manual_seed(3)
+    z, _ = fastvae.rsample_kl(mu, logvar, weight=weight)
+    assert_close(z, mu + (logvar / 2).exp() * eps)
+
+
 def _bytes(dtype: torch.dtype) -> int:
     return dtype.itemsize
 

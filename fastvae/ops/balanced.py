@@ -17,7 +17,7 @@ from .arguments import (
 )
 from .bounds import Bound, Raised
 from .declare import declare
-from .elements import log_variance, sum_last
+from .elements import log_variance
 from .forms import read_gaussians
 from .gaussian import _kl
 from .op import Request
@@ -52,12 +52,8 @@ def _balanced_kl_eager(
 ) -> Tensor:
     lv, prior_lv = log_variance(logvar, param), log_variance(prior_logvar, param)
     mu, lv, prior_mu, prior_lv = torch.broadcast_tensors(mu, lv, prior_mu, prior_lv)
-    define = partial(_balanced_total, dims=len(event), balance=balance)
+    define = partial(_balanced_kl, param="logvar", balance=balance)
     return eager.kl(define, mu, lv, prior_mu, prior_lv, len(event), balance)
-
-
-def _balanced_total(*qp: Tensor, dims: int, balance: float) -> Tensor:
-    return sum_last(_balanced_kl(*qp, param="logvar", balance=balance), dims)
 
 
 @declare(_balanced_kl, eager=_balanced_kl_eager)

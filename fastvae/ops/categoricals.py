@@ -11,6 +11,7 @@ float32, and values are nats.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -123,20 +124,6 @@ def _kl(logits: Tensor, prior_logits: Tensor, uniform_mix: float) -> Tensor:
     return terms.sum(-1)
 
 
-def _balanced_kl(
-    logits: Tensor,
-    prior_logits: Tensor,
-    *,
-    balance: float,
-    uniform_mix: float,
-    free_nats: float,
-    event_ndim: int,
-) -> Tensor:
-    """max(alpha KL(stopped q || p) + (1 - alpha) KL(q || stopped p), free nats)"""
-    kl = _balanced_groups(logits, prior_logits, balance, uniform_mix)
-    return _at_least(free_nats, sum_last(kl, event_ndim))
-
-
 def _balanced_groups(
     logits: Tensor, prior_logits: Tensor, balance: float, uniform_mix: float
 ) -> Tensor:
@@ -145,11 +132,14 @@ def _balanced_groups(
     return balance * to_p + (1 - balance) * to_q
 
 
-def _at_least(free_nats: float, kl: Tensor) -> Tensor:
-    return kl.clamp(min=free_nats) if free_nats > 0 else kl
+def _balanced_groups_eager(
+    logits: Tensor, prior_logits: Tensor, balance: float, uniform_mix: float
+) -> Tensor:
+    define = partial(_balanced_groups, balance=balance, uniform_mix=uniform_mix)
+    return eager.balanced_categorical_kl(define, logits, prior_logits, balance, uniform_mix)
 
 
-def _balanced_kl_eager(
+def _balanced_kl(
     logits: Tensor,
     prior_logits: Tensor,
     *,
@@ -157,13 +147,14 @@ def _balanced_kl_eager(
     uniform_mix: float,
     free_nats: float,
     event_ndim: int,
+    of_groups: Callable[..., Tensor] = _balanced_groups,
 ) -> Tensor:
-    define = partial(_balanced_groups, balance=balance, uniform_mix=uniform_mix)
-    kl = eager.balanced_categorical_kl(define, logits, prior_logits, balance, uniform_mix)
-    return _at_least(free_nats, sum_last(kl, event_ndim))
+    """max(alpha KL(stopped q || p) + (1 - alpha) KL(q || stopped p), free nats)"""
+    kl = sum_last(of_groups(logits, prior_logits, balance, uniform_mix), event_ndim)
+    return kl.clamp(min=free_nats) if free_nats > 0 else kl
 
 
-@declare(_balanced_kl, eager=_balanced_kl_eager, whole=True)
+@declare(_balanced_kl, eager=partial(_balanced_kl, of_groups=_balanced_groups_eager), whole=True)
 def balanced_categorical_kl_divergence(
     logits: Tensor,
     prior_logits: Tensor,

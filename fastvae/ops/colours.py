@@ -8,12 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import eager
 from .arguments import TensorLike, check_levels, tensor_arguments, weight_argument
 from .declare import declare, loss_of
 from .elements import computed_in
 from .op import Request
-from .pixels import _discretized_logistic
+from .pixels import _discretized_logistic, _discretized_logistic_eager
 
 __all__ = ["colour_mixture_log_prob", "colour_mixture_nll_loss"]
 
@@ -28,37 +27,9 @@ def _colour_mixture(
     bins: int,
     low: float,
     high: float,
+    log_mass: Callable[..., Tensor] = _discretized_logistic,
 ) -> Tensor:
     """ln sum_k softmax(l)_k prod_c P(x_c; m_kc, s_kc), summed over pixels as they weigh."""
-    mass = partial(_discretized_logistic, bins=bins, low=low, high=high)
-    return _mixture_of(mass, x, parameters, pixel_weight, components, least_log_scale, low)
-
-
-def _colour_mixture_eager(
-    x: Tensor,
-    parameters: Tensor,
-    pixel_weight: Tensor | None,
-    *,
-    components: int,
-    least_log_scale: float,
-    bins: int,
-    low: float,
-    high: float,
-) -> Tensor:
-    width = (high - low) / (bins - 1)
-    mass = partial(eager.discretized_logistic, width=width, low=low, high=high)
-    return _mixture_of(mass, x, parameters, pixel_weight, components, least_log_scale, low)
-
-
-def _mixture_of(
-    mass: Callable[[Tensor, Tensor, Tensor], Tensor],
-    x: Tensor,
-    parameters: Tensor,
-    pixel_weight: Tensor | None,
-    components: int,
-    least_log_scale: float,
-    low: float,
-) -> Tensor:
     channels = x.shape[1]
     if pixel_weight is not None:  # what is left out is computed for another pixel
         counts = (pixel_weight != 0).unsqueeze(1)
@@ -71,12 +42,16 @@ def _mixture_of(
         blue = a[:, 1] * red + a[:, 2] * green
         shift = torch.stack((torch.zeros_like(blue), a[:, 0] * red, blue), 1)
         mean = mean + shift
-    joint = torch.log_softmax(logits, 1) + mass(x.unsqueeze(2), mean, log_scale).sum(1)
+    log_p = log_mass(x.unsqueeze(2), mean, log_scale, bins=bins, low=low, high=high)
+    joint = torch.log_softmax(logits, 1) + log_p.sum(1)
     log_p = torch.logsumexp(joint, 1)
     return (log_p if pixel_weight is None else pixel_weight * log_p).sum(1)
 
 
-@declare(_colour_mixture, eager=_colour_mixture_eager, whole=True)
+_log_mass_eager = partial(_discretized_logistic_eager, event=torch.Size())
+
+
+@declare(_colour_mixture, eager=partial(_colour_mixture, log_mass=_log_mass_eager), whole=True)
 def colour_mixture_log_prob(
     x: Tensor,
     parameters: Tensor,

@@ -43,8 +43,8 @@ def declare(
         formula: the definition in plain PyTorch, element by element. It is given the operands by
             position, in the type that is computed in, with a packed Gaussian as two and `bound`
             applied, and what its keyword-only parameters name: `eps`, standard normals; `param`;
-            other settings of the op. It returns a sample, a value that is then summed over events,
-            or both.
+            other settings of the op; those that are none keep their default. It returns a sample, a
+            value that is then summed over events, or both.
         eager: the same as fast as eager code goes, where the definition is slower than that; the
             precision is then that of float32, and what exceeds its range may be lost earlier. It
             returns sums, over the dimensions whose sizes its keyword-only parameter `event` is, and

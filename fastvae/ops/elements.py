@@ -106,14 +106,10 @@ def event_total(elements: Tensor, event: torch.Size) -> Tensor:
 
 
 def log_density_total(
-    distance: Tensor,
-    weight: Tensor,
-    log_scale: Tensor,
-    share: float,
-    constant: float,
-    event: torch.Size,
+    distance: Tensor, log_scale: Tensor, share: float, constant: float, event: torch.Size
 ) -> Tensor:
-    """`event_total` of -share (distance weight + log_scale) - constant."""
+    """`event_total` of -share (distance e^-log_scale + log_scale) - constant."""
+    weight = precision(log_scale)
     if not log_scale.dim():
         n = event.numel()
         rest = torch.rsub(log_scale, -constant * n, alpha=share * n)

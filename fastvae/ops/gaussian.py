@@ -59,7 +59,6 @@ from .elements import (
     precision,
     sigma,
     standardize,
-    sum_last,
 )
 from .forms import read_gaussians, scale_form
 from .noise import Generators, make_seed
@@ -167,15 +166,10 @@ def _kl_eager(
         return eager.standard_kl(mu, lv, len(event))
     prior_lv = log_variance(prior_logvar, param)
     if mu.shape == lv.shape == prior_mu.shape == prior_lv.shape:
-        define = partial(_kl_total, dims=len(event))
-        return eager.kl(define, mu, lv, prior_mu, prior_lv, len(event))
+        return eager.kl(partial(_kl, param="logvar"), mu, lv, prior_mu, prior_lv, len(event))
     # To N(0, I) of the latents in units of p's scale.
     w = (mu - prior_mu) * precision(log_sigma(prior_logvar, param))
     return eager.standard_kl(w, lv - prior_lv, len(event))
-
-
-def _kl_total(*qp: Tensor, dims: int) -> Tensor:
-    return sum_last(_kl(*qp, param="logvar"), dims)
 
 
 @declare(_kl, eager=_kl_eager)

@@ -14,6 +14,8 @@ gradient of 0, and a sigma below 2 10^-19 counts as that in the distance to z.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,7 +108,7 @@ def _elements_eager(z: Tensor, mu: Tensor, logvar: Tensor, param: str) -> Tensor
 
 
 def _standardized(z: Tensor, mu: Tensor, logvar: Tensor, param: str) -> tuple[Tensor, Tensor]:
-    """(z - mu) / sigma, and -ln sigma - 1/2 ln 2 pi, of which no tensor of pairs is made."""
+    """(z - mu) / sigma of all pairs, and -ln sigma - 1/2 ln 2 pi of the components."""
     lv = log_variance(logvar, param)
     normalizer = torch.rsub(lv, -0.5 * math.log(2 * math.pi), alpha=0.5)
     return (z.unsqueeze(-2) - mu) * precision(0.5 * lv), normalizer
@@ -155,29 +157,18 @@ def _mixture(
     marginals: bool,
     log_own: float,
     log_other: float,
+    pairwise: Callable[..., Tensor] = _pairwise,
+    elements: Callable[..., Tensor] = _elements,
 ) -> Tensor:
     """ln sum_k w_k N(z; mu_k, sigma_k^2), or that of each dimension by itself, summed"""
-    pairs = _elements(z, mu, logvar, param)
-    pairs = pairs if marginals else pairs.sum(-1, keepdim=True)
+    if marginals:
+        pairs = elements(z, mu, logvar, param=param)
+    else:
+        pairs = pairwise(z, mu, logvar, param=param).unsqueeze(-1)
     return _mixed(pairs, log_weights, log_own, log_other)
 
 
-def _mixture_eager(
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    log_weights: Tensor | None,
-    *,
-    param: str,
-    marginals: bool,
-    log_own: float,
-    log_other: float,
-) -> Tensor:
-    if not marginals:
-        pairs = _pairwise_eager(z, mu, logvar, param=param).unsqueeze(-1)
-        return _mixed(pairs, log_weights, log_own, log_other)
-    pairs = _elements_eager(z, mu, logvar, param)
-    return _mixed(pairs, log_weights, log_own, log_other)
+_mixture_eager = partial(_mixture, pairwise=_pairwise_eager, elements=_elements_eager)
 
 
 def _mixed(pairs: Tensor, log_weights: Tensor | None, log_own: float, log_other: float) -> Tensor:

@@ -276,10 +276,11 @@ class Op(Generic[R]):
         tensors, normals = _unpacked(operands, elements), _once(normals)
         elements["packed_dim"] = -1
         if formula is self._eager:
-            counts, some = eager.counting(weight, tensors, common_shape(tensors))
-            multiply = functools.partial(eager.weighted, weight, counts)
+            bits, some = eager.counting(weight, tensors, common_shape(tensors))
+            multiply = functools.partial(eager.weighted, weight, bits)
         else:
-            some = [None if t is None else torch.where(weight != 0, t, 1) for t in tensors]
+            counts = weight != 0
+            some = [None if t is None else torch.where(counts, t, 1) for t in tensors]
             multiply = weight.mul
         outputs: Any = self._evaluate(formula, normals, some, elements)
         several = isinstance(outputs, tuple)
@@ -288,8 +289,9 @@ class Op(Generic[R]):
         if not several:
             return total  # type: ignore[return-value]
         # z is drawn everywhere, but where nothing counts only what is finite gets a gradient.
+        counts = weight != 0
         alive = [
-            None if t is None else torch.where((weight != 0) | t.isfinite(), t, t.detach())
+            None if t is None else torch.where(counts | t.isfinite(), t, t.detach())
             for t in tensors
         ]
         drawn: Any = self._evaluate(formula, normals, alive, elements)

@@ -225,7 +225,7 @@ def _laplace_eager(
     if not isinstance(log_scale, Tensor):
         weight = of_number(precision, log_scale, distance.dtype)
         return -weight * event_total(distance, event) - event.numel() * (log_scale + math.log(2))
-    return log_density_total(distance, precision(log_scale), log_scale, 1, math.log(2), event)
+    return log_density_total(distance, log_scale, 1, math.log(2), event)
 
 
 @declare(_laplace, eager=_laplace_eager)

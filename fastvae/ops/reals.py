@@ -54,7 +54,7 @@ def _log_prob_eager(
     if x.shape == mean.shape == lv.shape:
         return eager.gaussian_log_prob(x, mean, lv, len(event))
     squares = squared_difference(x, mean)
-    return log_density_total(squares, precision(lv), lv, 0.5, 0.5 * constant, event)
+    return log_density_total(squares, lv, 0.5, 0.5 * constant, event)
 
 
 @declare(_log_prob, eager=_log_prob_eager)

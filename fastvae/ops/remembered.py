@@ -43,6 +43,16 @@ class FormulaCall(NamedTuple):
     read: tuple[int, Callable[[Tensor], Tensor]] | None = None
     divisor: float | None = None
 
+    def __call__(self, args: tuple[Any, ...]) -> Any:
+        values, tensors = self.values, args[: self.tensors]
+        if self.draws:
+            values = {**values, "eps": torch.randn_like(args[0])}
+        if self.read is not None:
+            k, read = self.read
+            tensors = (*tensors[:k], read(tensors[k]), *tensors[k + 1 :])
+        result = self.function(*tensors, *self.others, **values)
+        return result if self.divisor is None else result / self.divisor
+
 
 class Remembered:
     """Takes a public function's arguments; what it gives is NotImplemented unless an eager formula
@@ -82,13 +92,4 @@ class Remembered:
                 self._known.clear()
             self._known[known] = self._find(*args, **kwargs)
         call = self._known[known]
-        if call is None:
-            return NotImplemented
-        values, tensors = call.values, args[: call.tensors]
-        if call.draws:
-            values = {**values, "eps": torch.randn_like(args[0])}
-        if call.read is not None:
-            k, read = call.read
-            tensors = (*tensors[:k], read(tensors[k]), *tensors[k + 1 :])
-        result = call.function(*tensors, *call.others, **values)
-        return result if call.divisor is None else result / call.divisor
+        return NotImplemented if call is None else call(args)

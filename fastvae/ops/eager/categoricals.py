@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..graph import recorded, recording
+from .factors import factor
 
 __all__ = ["balanced_categorical_kl", "multinomial"]
 
@@ -63,7 +64,7 @@ class _BalancedKL(torch.autograd.Function):
         log_ratio = torch.nan_to_num_(log_p - log_q, nan=0.0, neginf=-math.inf)
         ctx.save_for_backward(logits, prior_logits, s, s_p, q, p, log_ratio)
         # q (p / q - 1 - ln(p / q)), which keeps its digits where q and p are near.
-        far = torch.gt(log_ratio, 1, out=torch.empty_like(log_ratio))
+        far = factor(torch.gt, log_ratio, 1)
         near = log_ratio.clamp(max=1)
         terms = torch.expm1(near).sub_(near).mul_(q).mul_(1 - far)
         terms.addcmul_(log_ratio.clamp(min=1).add_(1).mul_(q).neg_().add_(p), far)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from .factors import factor
+
 __all__ = ["negative_binomial", "poisson", "sizes", "zero_inflated"]
 
 _LARGE = 300.0
@@ -46,7 +48,7 @@ class Sizes(NamedTuple):
 
 def sizes(theta: Tensor) -> Sizes:
     """Of theta, whose gradient goes through."""
-    large = torch.gt(theta.detach(), _LARGE, out=torch.empty_like(theta.detach()))
+    large = factor(torch.gt, theta.detach(), _LARGE)
     small = 1 - large
     return Sizes(large, small, torch.addcmul(large, theta, small), theta.clamp(min=_LARGE))
 
@@ -86,14 +88,14 @@ class _ZeroInflated(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, value: Tensor, zero_logits: Tensor) -> Tensor:
         odds = _odds(value, zero_logits)
         ctx.save_for_backward(x, value, zero_logits, odds)
-        return (value - softplus(zero_logits)).addcmul_(_is_0(x), softplus(odds))
+        return (value - softplus(zero_logits)).addcmul_(factor(torch.eq, x, 0), softplus(odds))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
         x, value, zero_logits, odds = ctx.saved_tensors
         if torch.is_grad_enabled():
             odds = _odds(value, zero_logits)
-        share = torch.sigmoid(odds) * _is_0(x) * grad
+        share = torch.sigmoid(odds) * factor(torch.eq, x, 0) * grad
         by_logits = share - torch.sigmoid(zero_logits) * grad
         return (
             None,
@@ -107,14 +109,9 @@ def _odds(value: Tensor, zero_logits: Tensor) -> Tensor:
     return (zero_logits - value).clamp(max=torch.finfo(value.dtype).max)
 
 
-def _is_0(x: Tensor) -> Tensor:
-    """1 for a count of 0 and 0 for others."""
-    return torch.eq(x, 0, out=torch.empty_like(x))
-
-
 def _log_mean(x: Tensor, mean: Tensor) -> Tensor:
     """ln mean, but finite for a count of 0, which multiplies it."""
-    return torch.add(mean, _is_0(x), alpha=torch.finfo(mean.dtype).tiny).log_()
+    return torch.add(mean, factor(torch.eq, x, 0), alpha=torch.finfo(mean.dtype).tiny).log_()
 
 
 def _above_0(mean: Tensor) -> Tensor:

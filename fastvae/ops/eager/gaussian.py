@@ -35,7 +35,7 @@ def kl(
 ) -> Tensor:
     """1/2 (w^2 + e^d - 1 - d), d = logvar - prior_logvar, w = (mu - prior_mu) / sigma_p, of tensors
     of one shape; as exact. With a `balance`, that is the prior's share of the gradient. A backward
-    pass that is itself recorded goes through the definition."""
+    pass that is itself recorded goes through the definition, element by element."""
     return _KL.apply(define, mu, logvar, prior_mu, prior_logvar, dims, balance)
 
 
@@ -72,19 +72,20 @@ class _StandardKL(torch.autograd.Function):
 class _KL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        ctx.define, *qp, dims, ctx.balance = arguments
+        ctx.define, *qp, ctx.dims, ctx.balance = arguments
         mu, logvar, prior_mu, prior_logvar = qp
         inverse, difference = precision(0.5 * prior_logvar), logvar - prior_logvar
         w, tail = (mu - prior_mu).mul_(inverse), _exp_tail(difference)
         ctx.save_for_backward(*qp, inverse, w, tail + difference)
-        return _kl(w, tail, dims)
+        return _kl(w, tail, ctx.dims)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *qp, inverse, w, growth = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:5]
         if recording():
-            return None, *recorded(ctx.define, qp, needs, [grad]), None, None
+            found = recorded(lambda *qp: sum_last(ctx.define(*qp), ctx.dims), qp, needs, [grad])
+            return None, *found, None, None
         grad, (to_q, to_p) = _of_elements(grad, w), _shares(ctx.balance)
         by_mu = w * inverse * grad
         by_logvar = growth * (0.5 * grad)

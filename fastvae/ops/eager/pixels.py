@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..elements import precision
+from .factors import factor
 
 __all__ = ["discretized_logistic"]
 
@@ -33,8 +34,8 @@ class _DiscretizedLogistic(torch.autograd.Function):
         high: float,
     ) -> Tensor:
         # 1 where a bin has that end, 0 where it reaches to infinity.
-        has_lower = torch.ge(x, low + width / 2, out=torch.empty_like(x))
-        has_upper = torch.le(x, high - width / 2, out=torch.empty_like(x))
+        has_lower = factor(torch.ge, x, low + width / 2)
+        has_upper = factor(torch.le, x, high - width / 2)
         inverse, upper, lower = _ends(x, mean, log_scale, width, has_upper, has_lower)
         ctx.save_for_backward(x, mean, log_scale, has_upper, has_lower, inverse, upper, lower)
         ctx.width = width

@@ -1,5 +1,5 @@
 """Elements that weigh, of which those that weigh 0 are left out: on a CPU by their bits, which
-takes a tenth of the time of `torch.where`."""
+takes a fraction of the time of `torch.where`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..graph import recording
+from .factors import factor
 
 __all__ = ["counting", "weighted"]
 
@@ -22,7 +23,7 @@ def counting(
     """All bits where the weight is not 0, and none where it is; the tensors, expanded, whose
     gradient is 0 there, whatever comes back."""
     like = next(t for t in tensors if t is not None)
-    counts = torch.ne(weight, 0, out=torch.empty_like(weight)).to(_BITS[like.itemsize]).neg_()
+    counts = factor(torch.ne, weight, 0).to(_BITS[like.itemsize]).neg_()
     wanted = [t for t in tensors if t is not None and t.requires_grad]
     found = iter(_Counting.apply(counts, shape, *wanted) if wanted else ())
     return counts, [
